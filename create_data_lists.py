@@ -1,0 +1,157 @@
+"""Make the lists of images that training and evaluation read, out of folders of images.
+
+    python create_data_lists.py --train-folders train2014 val2014 --test-folders Set5 Set14 BSD100
+
+writes data/train_images.json, data/validation_images.json (some of the training images, held out by a seed), and
+data/<Folder>_test_images.json for each test folder. A list is a sorted JSON array of paths relative to the list file.
+Files that are no readable image or too small are left out and counted. If the training images are few enough, their
+pixels are decoded once into a pack, data/train_images.pack, from which training reads its crops many times faster.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from utils import ArgumentParser, number, user_errors
+
+
+def parse_arguments():
+    parser = ArgumentParser(__doc__)
+    add = parser.add_argument
+    add("--train-folders", type=Path, nargs="+", default=[], metavar="DIR", help="folders of training images")
+    add("--test-folders", type=Path, nargs="+", default=[], metavar="DIR", help="folders of test images, one list each")
+    add("--output-folder", type=Path, default=Path("data"), metavar="DIR", help="where the lists go")
+    add("--validation-images", type=number(int, 0), default=20, metavar="N", help="training images to hold out")
+    add("--min-size", type=number(int, 1), default=96, metavar="PIXELS", help="least width and height of a training image")
+    add("--seed", type=number(int, 0), default=0, help="chooses the validation images")
+    add("--no-recursive", action="store_true", help="leave out the folders within the folders")
+    add("--pack", choices=("auto", "on", "off"), default="auto", help="decode the training images into a pack; auto: up to --pack-limit")
+    add("--pack-limit", type=number(float, 0), default=8, metavar="GB", help="size of the pack (3 bytes a pixel) up to which auto makes it")
+    args = parser.parse_args()
+    if not args.train_folders and not args.test_folders:
+        parser.error("give --train-folders or --test-folders")
+    return args
+
+
+if __name__ == "__main__":
+    args = parse_arguments()
+
+import json
+import os
+import random
+import shutil
+
+from tqdm import tqdm
+
+from datasets import pack_files
+from utils import IMAGE_SUFFIXES, ImageError, UserError, atomic_write, read_image, write_text
+
+
+def find_images(folder, recursive=True):
+    """The files with the ending of an image below `folder`, sorted, and how many others there are."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    files, others = [], 0
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        if not recursive:
+            folders.clear()
+        for name in sorted(names):
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                files.append(Path(parent) / name)
+            else:
+                others += 1
+    return files, others
+
+
+def check_images(files, min_size, label):
+    """The files that are readable images of at least `min_size` pixels each way, with their sizes, and why others are not."""
+    good, reasons = {}, Counter()
+    for path in tqdm(files, desc=label, unit="image", disable=None):
+        try:
+            height, width = read_image(path).shape[:2]
+        except ImageError:
+            reasons["not a readable image"] += 1
+            continue
+        if min(height, width) < min_size:
+            reasons[f"under {min_size} pixels"] += 1
+        else:
+            good[path] = (height, width)
+    return good, reasons
+
+
+def collect(folders, min_size, recursive, label):
+    """The usable images of the folders with their (height, width); prints what was left out. Raises UserError if none are."""
+    files, others = [], 0
+    for folder in folders:
+        found, more = find_images(folder, recursive)
+        files, others = files + found, others + more
+    good, reasons = check_images(list(dict.fromkeys(files)), min_size, label)
+    if others:
+        reasons["not the ending of an image"] += others
+    left_out = "".join(f"; left out: {count} {reason}" for reason, count in sorted(reasons.items()))
+    print(f"{label}: {len(good)} images{left_out}")
+    if not good:
+        raise UserError(f"{label}: no usable image in {' '.join(map(str, folders))}")
+    return good
+
+
+def relative_names(paths, list_file):
+    """The paths as they stand in the list: relative to its folder, with forward slashes, sorted."""
+    return sorted(Path(os.path.relpath(path, list_file.parent)).as_posix() for path in paths)
+
+
+def write_list(list_file, paths):
+    write_text(list_file, json.dumps(relative_names(paths, list_file), indent=0, ensure_ascii=False) + "\n")
+    print(f"  {list_file}: {len(paths)}")
+
+
+def write_pack(list_file, images, mode, limit):
+    """Decode the images of a list into its pack, if `mode` or their size says so; an old pack goes away in any case."""
+    index_file, pixels_file = pack_files(list_file)
+    index_file.unlink(missing_ok=True)
+    pixels_file.unlink(missing_ok=True)
+    size = sum(3 * height * width for height, width in images.values())
+    if mode == "off" or (mode == "auto" and size > limit * 1e9):
+        print(f"  no pack: {size / 1e9:.1f} GB of pixels; training decodes the files")
+        return
+    free = shutil.disk_usage(list_file.parent).free
+    if size > 0.9 * free:
+        if mode == "auto":
+            print(f"  no pack: it takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; training decodes the files")
+            return
+        raise UserError(f"{pixels_file} takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: give --pack off")
+    names = relative_names(images, list_file)
+    shapes = []
+    with atomic_write(pixels_file) as file:
+        for name in tqdm(names, desc="pack", unit="image", disable=None):
+            image = read_image(list_file.parent / name)
+            shapes.append(image.shape[:2])
+            file.write(image.tobytes())
+    write_text(index_file, json.dumps({"images": names, "shapes": shapes}) + "\n")
+    print(f"  {pixels_file}: {size / 1e9:.2f} GB")
+
+
+def main(args):
+    try:
+        args.output_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output-folder {args.output_folder}: {error.strerror}") from None
+    recursive = not args.no_recursive
+    if args.train_folders:
+        images = collect(args.train_folders, args.min_size, recursive, "training")
+        if len(images) <= args.validation_images:
+            raise UserError(f"--validation-images {args.validation_images} leaves none of {len(images)} images to train on")
+        held_out = set(random.Random(args.seed).sample(sorted(images), args.validation_images))
+        training = {path: size for path, size in images.items() if path not in held_out}
+        list_file = args.output_folder / "train_images.json"
+        write_list(list_file, training)
+        write_list(args.output_folder / "validation_images.json", held_out)
+        write_pack(list_file, training, args.pack, args.pack_limit)
+    for folder in args.test_folders:
+        images = collect([folder], 1, recursive, folder.name)
+        write_list(args.output_folder / f"{folder.name}_test_images.json", images)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(args)

@@ -1,0 +1,237 @@
+"""Training crops, test pairs, and the degradation that makes LR images out of HR images.
+
+The ranges, for the whole repository: LR images are in [0, 1], HR and SR images in [-1, 1], (N, 3, H, W) float32, RGB.
+Pictures that are read, cropped, written or measured are uint8 arrays (H, W, 3).
+
+Training counts samples k = 0, 1, 2, ... without end. Which image, which crop, which flip and turn sample k has is a
+function of (seed, k) alone: a run that was resumed, or that has more workers or processes, sees the same samples.
+"""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from utils import ImageError, UserError, crop_to_multiple, downscale, read_image, read_list
+
+CROPS_PER_IMAGE = 4  # of each JPEG that is decoded for training
+WINDOW = 64  # images that are decoded together, so that the crops of one image spread over several batches
+SAMPLES_PER_CHUNK = CROPS_PER_IMAGE * WINDOW  # what a worker hands over at a time
+MAX_REDRAWS = 100
+
+
+def degrade(hr_imgs: torch.Tensor, scale: int) -> torch.Tensor:
+    """LR images by antialiased bicubic downscaling, on whatever device the HR images are.
+
+    (N, 3, H, W) uint8 -> (N, 3, H / scale, W / scale) float32 in [0, 1]. As in a picture file the values are whole
+    256ths, at most one grey level from Pillow's, which rounds between its two passes. H and W are multiples of `scale`.
+    """
+    height, width = hr_imgs.shape[-2] // scale, hr_imgs.shape[-1] // scale
+    lr_imgs = F.interpolate(hr_imgs.float(), (height, width), mode="bicubic", antialias=True)
+    return lr_imgs.round_().clamp_(0, 255).div_(255)
+
+
+def training_pair(crops: torch.Tensor, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """HR crops (N, 3, H, W) uint8 -> LR images in [0, 1], HR images in [-1, 1]; on the device of the crops, channels last."""
+    crops = crops.contiguous(memory_format=torch.channels_last)
+    return degrade(crops, scale).contiguous(memory_format=torch.channels_last), crops.float().div_(127.5).sub_(1)
+
+
+class SRDataset(Dataset):
+    """Training: random HR crops, by sample number. `dataset[k]` is a uint8 array (3, crop_size, crop_size).
+
+    Crops start anywhere in the image, are flipped left to right or not, and turned by 0 to 3 quarters. The pixels come
+    from the pack beside the list, if `create_data_lists.py` made one; otherwise from the image files, each of which is
+    decoded once for CROPS_PER_IMAGE samples. Those samples lie within one window of WINDOW images and in different
+    rounds through it, so that a batch of up to WINDOW samples that starts a round has no image twice.
+
+    An image that cannot be used when its turn comes is replaced by another one, drawn from (seed, k) too; `bad_files`
+    names it. Raises UserError if no image can be used.
+    """
+
+    def __init__(self, list_file, crop_size: int, seed: int = 0):
+        self.paths = read_list(list_file)
+        self.list_file, self.crop_size, self.seed = list_file, crop_size, seed
+        self.pack = open_pack(list_file, self.paths)
+        self.crops_per_image = CROPS_PER_IMAGE if self.pack is None else 1
+        self.decoded = {}  # visit -> image, of the window last seen
+        self.bad_files = []
+        self._epoch = (-1, None)
+
+    def image_number(self, visit: int) -> int:
+        """Which image the visit opens: every epoch visits each image once, in an order of its own."""
+        epoch, position = divmod(visit, len(self.paths))
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.paths)))
+        return int(self._epoch[1][position])
+
+    def visit_of(self, k: int) -> int:
+        """Which visit sample k is cut from."""
+        if self.crops_per_image == 1:
+            return k
+        window, place = divmod(k, self.crops_per_image * WINDOW)
+        turn, slot = divmod(place, WINDOW)
+        return window * WINDOW + int(round_order(self.seed, window, turn)[slot])
+
+    def read(self, number: int) -> np.ndarray:
+        """Image `number` of the list, (H, W, 3) uint8, if a crop can be cut from it. Raises ImageError otherwise."""
+        image = self.pack[number] if self.pack is not None else read_image(self.paths[number])
+        if min(image.shape[:2]) < self.crop_size:
+            raise ImageError(f"{self.paths[number]}: smaller than the crop of {self.crop_size} pixels")
+        return image
+
+    def image(self, visit: int) -> np.ndarray:
+        if visit in self.decoded:
+            return self.decoded[visit]
+        number = self.image_number(visit)
+        redraw = np.random.default_rng([self.seed, 2, visit])
+        for _ in range(MAX_REDRAWS):
+            try:
+                image = self.read(number)
+                break
+            except ImageError as error:
+                self.bad_files.append(str(error))
+                number = int(redraw.integers(len(self.paths)))
+        else:
+            raise UserError(f"{self.list_file}: no image can be used; the last one: {self.bad_files[-1]}")
+        if self.crops_per_image > 1:
+            if len(self.decoded) >= 2 * WINDOW:
+                self.decoded.clear()
+            self.decoded[visit] = image
+        return image
+
+    def __getitem__(self, k: int) -> np.ndarray:
+        image, size = self.image(self.visit_of(k)), self.crop_size
+        rng = np.random.default_rng([self.seed, 3, k])
+        top = rng.integers(image.shape[0] - size + 1)
+        left = rng.integers(image.shape[1] - size + 1)
+        crop = image[top : top + size, left : left + size]
+        if rng.integers(2):
+            crop = crop[:, ::-1]
+        return np.rot90(crop, rng.integers(4)).transpose(2, 0, 1)
+
+    def __getitems__(self, ks):
+        """A chunk of samples as one tensor (len(ks), 3, crop_size, crop_size), and the files found bad on the way.
+
+        A UserError comes in place of the tensor: raised in a worker it would arrive as a page of traceback.
+        """
+        self.bad_files = []
+        try:
+            return torch.from_numpy(np.stack([self[k] for k in ks])), self.bad_files
+        except UserError as error:
+            return error, self.bad_files
+
+
+@functools.lru_cache(maxsize=2 * CROPS_PER_IMAGE)
+def round_order(seed, window, turn):
+    """The order in which round `turn` through a window takes its images."""
+    return np.random.default_rng([seed, 4, window, turn]).permutation(WINDOW)
+
+
+def train_loader(dataset, batch_size, start=0, steps=None, rank=0, world_size=1, workers=0, pin_memory=False):
+    """Batches of HR crops for the steps start + 1, start + 2, ..., `steps`, as (batch, bad files) pairs.
+
+    A batch is (batch_size / world_size, 3, crop, crop) uint8: of the samples of its step, those of this rank. Workers
+    make the samples of many steps at a time, because those share decoded images.
+    """
+    share = batch_size // world_size
+    steps_per_chunk = max(1, SAMPLES_PER_CHUNK // batch_size)
+
+    def samples(step):
+        return range(step * batch_size + rank * share, step * batch_size + (rank + 1) * share)
+
+    def chunks():
+        step = start
+        while steps is None or step < steps:
+            # Chunks end where windows do, whatever step the run started from.
+            stop = step - step % steps_per_chunk + steps_per_chunk
+            stop = stop if steps is None else min(stop, steps)
+            yield [k for s in range(step, stop) for k in samples(s)]
+            step = stop
+
+    loader = DataLoader(
+        dataset,
+        batch_sampler=chunks(),
+        collate_fn=as_it_is,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=2 if workers else None,
+    )
+    for crops, bad_files in loader:
+        if isinstance(crops, UserError):
+            raise crops
+        for batch in crops.split(share):
+            yield batch, bad_files
+            bad_files = []
+
+
+def as_it_is(chunk):
+    """The collate function (a lambda could not be sent to the workers of Windows and macOS)."""
+    return chunk
+
+
+class TestPairs(Dataset):
+    """Whole images to measure on: item i is (name, LR array (h, w, 3), HR array (scale*h, scale*w, 3)), uint8.
+
+    HR images are cropped at the bottom and right to a multiple of `scale`; LR images are made by Pillow's bicubic, or
+    read from `lr_folder`, where they have the same name. Raises ImageError for an image that cannot be used.
+    """
+
+    __test__ = False  # not a test class, whatever pytest thinks
+
+    def __init__(self, paths, scale: int, lr_folder=None):
+        self.paths, self.scale, self.lr_folder = [Path(path) for path in paths], scale, lr_folder
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        path = self.paths[i]
+        hr_img = crop_to_multiple(read_image(path), self.scale, path)
+        if self.lr_folder is None:
+            return path.stem, downscale(hr_img, self.scale), hr_img
+        lr_path = Path(self.lr_folder) / path.name
+        lr_img = read_image(lr_path)
+        if (lr_img.shape[0] * self.scale, lr_img.shape[1] * self.scale) != hr_img.shape[:2]:
+            raise ImageError(f"{lr_path}: its size times {self.scale} is not that of {path}")
+        return path.stem, lr_img, hr_img
+
+
+class Pack:
+    """The decoded pixels of a list of images in one memory-mapped file, made by `create_data_lists.py`.
+
+    `pack[number]` is a read-only view (H, W, 3) uint8; the operating system shares it between the workers and keeps in
+    memory what fits.
+    """
+
+    def __init__(self, pixels_file, shapes):
+        self.pixels = np.memmap(pixels_file, np.uint8, mode="r")
+        self.shapes = shapes
+        self.offsets = np.cumsum([0] + [height * width * 3 for height, width in shapes])
+
+    def __getitem__(self, number):
+        height, width = self.shapes[number]
+        return self.pixels[self.offsets[number] : self.offsets[number + 1]].reshape(height, width, 3)
+
+
+def pack_files(list_file) -> tuple[Path, Path]:
+    """Where the pack of a list is: its index (JSON) and its pixels."""
+    return Path(list_file).with_suffix(".pack.json"), Path(list_file).with_suffix(".pack")
+
+
+def open_pack(list_file, paths) -> Pack | None:
+    """The pack of a list, or None where there is none. Raises UserError for a pack of another list."""
+    index_file, pixels_file = pack_files(list_file)
+    if not index_file.exists():
+        return None
+    index = json.loads(index_file.read_text())
+    sizes = [3 * height * width for height, width in index["shapes"]]
+    if index["images"] != json.loads(Path(list_file).read_text()) or len(sizes) != len(paths):
+        raise UserError(f"{pixels_file} belongs to another list: make both anew with create_data_lists.py")
+    if not pixels_file.exists() or pixels_file.stat().st_size != sum(sizes):
+        raise UserError(f"{pixels_file} is not whole: make it anew with create_data_lists.py")
+    return Pack(pixels_file, index["shapes"])

@@ -1,0 +1,233 @@
+"""The networks: SRCNN, SRResNet, Generator, Discriminator and TruncatedVGG19.
+
+Ledig et al., "Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial Network", CVPR 2017
+(arXiv:1609.04802): section 2.1 and figure 4. LR images are in [0, 1], HR and SR images in [-1, 1] (see datasets.py).
+
+A network that upscales keeps the arguments it was built with in `config`, so that a checkpoint can rebuild it, and is
+made of two halves, `features` on the LR grid and `reconstruct` onto the HR grid, each with its `..._margin`: how many LR
+pixels around a pixel can change the result there. Upscaling by tiles (utils.py) rests on these four.
+"""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import fuse_conv_bn_eval
+
+SCALES = (2, 3, 4, 8)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+VGG19_CONVOLUTIONS = (2, 2, 4, 4, 4)  # before each of the five max-pools
+
+
+def convolution(in_channels, out_channels, kernel_size, stride=1):
+    """A convolution padded so that stride 1 keeps the size."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
+
+
+class SRCNN(nn.Module):
+    """Bicubic upsampling and three convolutions, 9-5-5: LR (N, 3, h, w) in [0, 1] -> SR (N, 3, scale*h, scale*w) in [-1, 1].
+
+    The historical baseline (Dong et al., "Image Super-Resolution Using Deep Convolutional Networks", TPAMI 2016),
+    on RGB and with padding, so that the output has the full size. Raises ValueError for a scale not in SCALES.
+    """
+
+    def __init__(self, scale: int = 4):
+        super().__init__()
+        check_scale(scale)
+        self.config = {"arch": "srcnn", "scale": scale}
+        self.scale = scale
+        self.layers = nn.Sequential(
+            convolution(3, 64, 9), nn.ReLU(), convolution(64, 32, 5), nn.ReLU(), convolution(32, 3, 5)
+        )
+        self.features_margin = 0
+        self.reconstruct_margin = 3 + math.ceil((4 + 2 + 2) / scale)  # bicubic reaches over 2 pixels and a half
+
+    def features(self, lr_imgs):
+        return lr_imgs
+
+    def reconstruct(self, features):
+        upsampled = F.interpolate(features, scale_factor=self.scale, mode="bicubic")
+        return 2 * self.layers(upsampled) - 1
+
+    def forward(self, lr_imgs):
+        return self.reconstruct(self.features(lr_imgs))
+
+
+class ResidualBlock(nn.Module):
+    """conv-BN-PReLU-conv-BN with a skip around it: (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.layers = nn.Sequential(
+            convolution(channels, channels, 3),
+            nn.BatchNorm2d(channels),
+            nn.PReLU(),
+            convolution(channels, channels, 3),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
+def sub_pixel_block(channels, factor):
+    """conv, PixelShuffle, PReLU: (N, C, H, W) -> (N, C, factor*H, factor*W)."""
+    return nn.Sequential(convolution(channels, channels * factor**2, 3), nn.PixelShuffle(factor), nn.PReLU())
+
+
+class SRResNet(nn.Module):
+    """The generator network (section 2.1.1, figure 4): LR (N, 3, h, w) in [0, 1] -> SR (N, 3, scale*h, scale*w) in [-1, 1].
+
+    `blocks` residual blocks of `channels` channels on the LR grid, then a sub-pixel block of factor 2 for each doubling
+    in `scale`, or a single one of factor 3 for x3. Raises ValueError for a scale not in SCALES.
+    """
+
+    def __init__(self, scale: int = 4, blocks: int = 16, channels: int = 64):
+        super().__init__()
+        check_scale(scale)
+        self.config = {"arch": "srresnet", "scale": scale, "blocks": blocks, "channels": channels}
+        factors = [3] if scale == 3 else [2] * int(math.log2(scale))
+        self.head = nn.Sequential(convolution(3, channels, 9), nn.PReLU())
+        self.body = nn.Sequential(*[ResidualBlock(channels) for _ in range(blocks)])
+        self.body_end = nn.Sequential(convolution(channels, channels, 3), nn.BatchNorm2d(channels))
+        self.upsampling = nn.Sequential(*[sub_pixel_block(channels, factor) for factor in factors])
+        self.tail = nn.Sequential(convolution(channels, 3, 9), nn.Tanh())
+        self.features_margin = 4 + 2 * blocks + 1
+        self.reconstruct_margin = math.ceil(sum(factors[0] ** -i for i in range(len(factors))) + 4 / scale)
+
+    def features(self, lr_imgs):
+        """LR (N, 3, h, w) -> feature maps (N, channels, h, w), after the long skip."""
+        features = self.head(lr_imgs)
+        return features + self.body_end(self.body(features))
+
+    def reconstruct(self, features):
+        """Feature maps (N, channels, h, w) -> SR (N, 3, scale*h, scale*w)."""
+        return self.tail(self.upsampling(features))
+
+    def forward(self, lr_imgs):
+        return self.reconstruct(self.features(lr_imgs))
+
+
+class Generator(nn.Module):
+    """The generator of SRGAN: a SRResNet in `.net`, to be started from the weights of stage 1 (section 3.2)."""
+
+    def __init__(self, scale: int = 4, blocks: int = 16, channels: int = 64):
+        super().__init__()
+        self.net = SRResNet(scale, blocks, channels)
+        self.config = self.net.config | {"arch": "srgan"}
+
+    def forward(self, lr_imgs):
+        return self.net(lr_imgs)
+
+
+class Discriminator(nn.Module):
+    """The discriminator (section 2.1.1, figure 4): HR or SR images (N, 3, H, W) in [-1, 1] -> logits (N,).
+
+    Eight convolutions of 64 to 512 channels, strides 1 and 2 in turn, batch normalisation from the second. The adaptive
+    pool makes the size of the images free (the paper's 96 pixels arrive at it as 6x6). The paper ends in a sigmoid; here
+    it belongs to the loss, BCEWithLogitsLoss. The images must be at least 16 pixels wide and high to be told apart.
+    """
+
+    def __init__(self):
+        super().__init__()
+        layers = [convolution(3, 64, 3), nn.LeakyReLU(0.2)]
+        widths = [(64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
+        for i, (in_channels, out_channels) in enumerate(widths):
+            stride = 2 if i % 2 == 0 else 1
+            layers += [convolution(in_channels, out_channels, 3, stride), nn.BatchNorm2d(out_channels), nn.LeakyReLU(0.2)]
+        self.convolutions = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(6)
+        self.classifier = nn.Sequential(nn.Linear(512 * 6 * 6, 1024), nn.LeakyReLU(0.2), nn.Linear(1024, 1))
+
+    def forward(self, imgs):
+        return self.classifier(self.pool(self.convolutions(imgs)).flatten(1)).squeeze(1)
+
+
+class TruncatedVGG19(nn.Module):
+    """VGG19 up to (the activation of) the j-th convolution before the i-th max-pool: images (N, 3, H, W) in [-1, 1] -> features.
+
+    phi_i,j of section 2.2.1; VGG54, i=5 and j=4, is the paper's choice. Frozen, and in eval mode whatever `train` says.
+    `weights` is "imagenet" (torchvision downloads its weights) or the path of a state dict of `vgg19().features`, or is
+    a state dict itself. Raises ValueError for an i, j that VGG19 does not have or weights that do not fit, OSError for
+    weights that cannot be had.
+    """
+
+    def __init__(self, i: int = 5, j: int = 4, weights="imagenet"):
+        super().__init__()
+        if not (1 <= i <= 5 and 1 <= j <= VGG19_CONVOLUTIONS[i - 1]):
+            raise ValueError(f"VGG19 has no convolution {j} before max-pool {i}: i is 1..5, j is 1..2 (i <= 2) or 1..4")
+        # A block of n convolutions is n times (conv, ReLU) and a max-pool, 2n + 1 layers.
+        depth = sum(2 * n + 1 for n in VGG19_CONVOLUTIONS[: i - 1]) + 2 * j
+        self.layers = vgg19_features()[:depth]
+        state = imagenet_vgg19_state() if weights == "imagenet" else weights
+        if not isinstance(state, dict):
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        # Of a whole VGG19 we need its features; of those, the layers below the cut.
+        state = {key.removeprefix("features."): value.float() for key, value in state.items()}
+        missing = [key for key in self.layers.state_dict() if key not in state]
+        if missing:
+            raise ValueError(f"not the features of a VGG19: {missing[0]} is missing")
+        try:
+            self.layers.load_state_dict({key: state[key] for key in self.layers.state_dict()})
+        except RuntimeError as error:
+            raise ValueError("not the features of a VGG19: a layer has another shape") from error
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode=True):
+        return super().train(False)
+
+    def forward(self, imgs):
+        return self.layers(((imgs + 1) / 2 - self.mean) / self.std)
+
+
+def vgg19_features():
+    """The untrained layers of torchvision's VGG19 before its classifier."""
+    from torchvision.models import vgg19  # torchvision takes a second to import, and only stage 2 needs it
+
+    return vgg19(init_weights=False).features
+
+
+def imagenet_vgg19_state():
+    """The state dict of torchvision's VGG19, downloaded at the first call. Raises OSError where it cannot be."""
+    from torchvision.models import VGG19_Weights
+
+    return VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+
+
+def check_scale(scale):
+    if scale not in SCALES:
+        raise ValueError(f"the scale must be one of {SCALES}, not {scale}")
+
+
+def build_network(config: dict) -> nn.Module:
+    """The untrained network that `config` describes. Raises ValueError for a config of none of ours."""
+    networks = {"srcnn": SRCNN, "srresnet": SRResNet, "srgan": Generator}
+    arguments = dict(config)
+    arch = arguments.pop("arch", None)
+    if arch not in networks:
+        raise ValueError(f"unknown architecture {arch!r}; known are {', '.join(networks)}")
+    try:
+        return networks[arch](**arguments)
+    except TypeError as error:
+        raise ValueError(f"a config that does not fit {arch}: {arguments}") from error
+
+
+def for_inference(network: nn.Module, device="cpu", dtype=torch.float32) -> nn.Module:
+    """A frozen copy to upscale with: eval mode, batch normalisation folded into the convolutions, channels last, in `dtype`.
+
+    In eval mode batch normalisation is an affine map of each channel, so the convolution before it can do its work. The
+    copy of a Generator is its SRResNet.
+    """
+    network = copy.deepcopy(network.net if isinstance(network, Generator) else network).eval().requires_grad_(False)
+    for module in list(network.modules()):
+        if isinstance(module, nn.Sequential):
+            for i in range(len(module) - 1):
+                if isinstance(module[i], nn.Conv2d) and isinstance(module[i + 1], nn.BatchNorm2d):
+                    module[i] = fuse_conv_bn_eval(module[i], module[i + 1])
+                    module[i + 1] = nn.Identity()
+    return network.to(device, dtype).to(memory_format=torch.channels_last)

@@ -1,0 +1,243 @@
+"""Stage 2: train the generator against a discriminator, with a perceptual loss in VGG19 space (Ledig et al. 2017, section 2.2).
+
+    python train_srgan.py --init checkpoints/srresnet_x4.pth
+    python train_srgan.py --init checkpoints/srresnet_x4.pth --vgg-weights vgg19.pth --lpips-backbone alexnet.pth
+    python train_srgan.py --resume
+
+The lists in the data folder come from create_data_lists.py. Checkpoints go to checkpoints/RUN, logs and samples to
+results/RUN. The bare defaults are the paper's recipe: 100,000 steps of Adam at 1e-4 and 100,000 at 1e-5, VGG54, an
+adversarial weight of 1e-3. best.pth is chosen on the validation images, by LPIPS if --lpips-backbone is given and by
+the content loss otherwise, never by PSNR, which falls as pictures get sharper.
+"""
+
+from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, user_errors
+
+
+def parse_arguments():
+    parser = ArgumentParser(__doc__)
+    add = parser.add_argument
+    add("--init", metavar="FILE", help="weights to start the generator from, as of stage 1; or none: from scratch, as nobody should")
+    add("--blocks", type=number(int, 1), default=16, help="residual blocks of the generator, for --init none")
+    add("--channels", type=number(int, 1), default=64, help="channels of the generator, for --init none")
+    add("--vgg-weights", default="imagenet", metavar="FILE", help="state dict of VGG19's features, or imagenet: torchvision downloads it")
+    add("--vgg-layer", type=number(int, 11, 54), default=54, metavar="IJ", help="phi_i,j: 54 is the 4th convolution before the 5th max-pool")
+    add(
+        "--vgg-factor",
+        type=number(float, 0),
+        default=1.0,
+        help="scale of the features: 1 suits torchvision's weights, the paper's 1/12.75 = 0.0784 the original Caffe ones",
+    )
+    add("--content-loss", choices=("mse", "l1"), default="mse", help="distance between VGG features")
+    add("--adversarial-weight", type=number(float, 0), default=1e-3, help="of the adversarial loss")
+    add("--texture-weight", type=number(float, 0), default=0.0, help="of the distance between Gram matrices of VGG features")
+    add("--pixel-weight", type=number(float, 0), default=0.0, help="of the mean squared error between pixels")
+    add("--lpips-backbone", metavar="FILE", help="state dict of AlexNet's features, or imagenet: measure LPIPS, and choose best.pth by it")
+    add_training_arguments(parser, steps=200_000, learning_rate=1e-4, schedule="step")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":  # before the imports that take seconds, so that --help and a bad flag answer at once
+    args = parse_arguments()
+
+import copy
+
+import torch
+import torch.nn.functional as F
+
+from datasets import SRDataset, TestPairs
+from models import Discriminator, Generator, TruncatedVGG19, build_network, for_inference
+from utils import (
+    Run,
+    UserError,
+    autocast,
+    freeze_bn,
+    learning_rate_at,
+    load_lpips,
+    load_newest,
+    start_from,
+    test_images,
+    to_tensor,
+    update_ema,
+)
+
+WON_AFTER = 1000  # steps with every image told apart, after which the discriminator has won
+
+
+def feature_distance(sr_features, hr_features, args):
+    """The content loss (section 2.2.1), in float32: squared errors of features leave the range of bf16's precision."""
+    distance = F.l1_loss if args.content_loss == "l1" else F.mse_loss
+    return distance(sr_features.float() * args.vgg_factor, hr_features.float() * args.vgg_factor)
+
+
+def gram_matrix(features):
+    """Correlations of channels, (N, C, H, W) -> (N, C, C), over the number of entries (Gatys et al., CVPR 2016)."""
+    flat = features.float().flatten(2)
+    return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
+
+
+def train_step(generator, discriminator, vgg, optimizer_g, optimizer_d, lr_imgs, hr_imgs, args, dtype=torch.float32):
+    """One step of both networks on LR images in [0, 1] and HR images in [-1, 1]; returns the step's figures."""
+    # The generator's half (equations 3 to 6). The discriminator judges, and is spared the gradients of its weights.
+    judge = getattr(discriminator, "module", discriminator)  # not DistributedDataParallel, which would wait for them
+    judge.requires_grad_(False)
+    with autocast(lr_imgs.device, dtype):
+        sr_imgs = generator(lr_imgs).float()
+        sr_logits = judge(sr_imgs).float()
+        sr_features = vgg(sr_imgs)
+        with torch.no_grad():
+            hr_features = vgg(hr_imgs)
+    terms = {
+        "content": feature_distance(sr_features, hr_features, args),
+        "adversarial": args.adversarial_weight * F.binary_cross_entropy_with_logits(sr_logits, torch.ones_like(sr_logits)),
+    }
+    if args.texture_weight:
+        sr_gram, hr_gram = (gram_matrix(args.vgg_factor * features) for features in (sr_features, hr_features))
+        terms["texture"] = args.texture_weight * F.mse_loss(sr_gram, hr_gram)
+    if args.pixel_weight:
+        terms["pixel"] = args.pixel_weight * F.mse_loss(sr_imgs, hr_imgs)
+    optimizer_g.zero_grad(set_to_none=True)
+    generator_loss = sum(terms.values())
+    generator_loss.backward()
+    norm_g = torch.nn.utils.get_total_norm([p.grad for p in generator.parameters()])
+    optimizer_g.step()
+
+    # The discriminator's half (equation 2), on the SR images as data. HR and SR images go through it one after the
+    # other, since in one batch they would share the statistics of batch normalisation.
+    judge.requires_grad_(True)
+    with autocast(lr_imgs.device, dtype):
+        hr_logits = discriminator(hr_imgs).float()
+        sr_logits = discriminator(sr_imgs.detach()).float()
+    discriminator_loss = F.binary_cross_entropy_with_logits(hr_logits, torch.ones_like(hr_logits))
+    discriminator_loss = discriminator_loss + F.binary_cross_entropy_with_logits(sr_logits, torch.zeros_like(sr_logits))
+    optimizer_d.zero_grad(set_to_none=True)
+    discriminator_loss.backward()
+    norm_d = torch.nn.utils.get_total_norm([p.grad for p in discriminator.parameters()])
+    optimizer_d.step()
+
+    return {
+        "generator": generator_loss,
+        **terms,
+        "discriminator": discriminator_loss,
+        "accuracy_hr": (hr_logits > 0).float().mean(),
+        "accuracy_sr": (sr_logits < 0).float().mean(),
+        "gradient_norm_g": norm_g,
+        "gradient_norm_d": norm_d,
+    }
+
+
+def warn_of_trouble(run, step, means, health):
+    """Say once, in words, that the discriminator has won or that the content loss has doubled; `health` remembers."""
+    told_apart = means["accuracy_hr"] == 1 and means["accuracy_sr"] == 1
+    health["won_since"] = health.get("won_since", step) if told_apart else step
+    if step - health["won_since"] >= WON_AFTER and not health.get("told_won"):
+        health["told_won"] = True
+        run.print(
+            f"warning: for {WON_AFTER} steps the discriminator has told every image apart, so the generator learns little "
+            "from it: try a higher --adversarial-weight, a lower --learning-rate, or a better start (--init)"
+        )
+    first = health.setdefault("first_content", means["content"])
+    if means["content"] > 2 * first and not health.get("told_content"):
+        health["told_content"] = True
+        run.print(
+            f"warning: the content loss has doubled since the start ({first:.3g} to {means['content']:.3g}): the generator "
+            "drifts away from the images; try a lower --adversarial-weight or --learning-rate"
+        )
+
+
+def start_generator(args):
+    """The generator before its first step. Raises UserError unless --init is given."""
+    if args.init is None:
+        raise UserError("give --init FILE, the weights of stage 1 (as checkpoints/srresnet_x4.pth), or --init none")
+    if args.init == "none":
+        return Generator(args.scale, args.blocks, args.channels)
+    return start_from(args.init, args.scale, "srgan")
+
+
+def main(args):
+    check_training_arguments(args)
+    run = Run(args, default_name=f"srgan_x{args.scale}")
+    dataset = SRDataset(args.data_folder / "train_images.json", args.crop_size, args.seed)
+    validation = TestPairs(test_images(args.validate_on, args.data_folder), args.scale)
+
+    torch.manual_seed(args.seed)
+    try:
+        vgg = TruncatedVGG19(args.vgg_layer // 10, args.vgg_layer % 10, args.vgg_weights)
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"--vgg-weights {args.vgg_weights} --vgg-layer {args.vgg_layer}: {error}; give the path of a state dict of "
+            "torchvision's vgg19().features"
+        ) from None
+    vgg.to(run.device, memory_format=torch.channels_last)
+    checkpoint = load_newest(run.checkpoints) if args.resume else None
+    generator = build_network(checkpoint["config"]) if checkpoint else start_generator(args)
+    generator.to(run.device, memory_format=torch.channels_last)
+    discriminator = Discriminator().to(run.device, memory_format=torch.channels_last)
+    ema = copy.deepcopy(generator).requires_grad_(False)
+    optimizer_g = torch.optim.Adam(generator.parameters(), args.learning_rate, fused=True)
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), args.learning_rate, fused=True)
+    start, health = 0, {}
+    if checkpoint:
+        start, health = run.restore(checkpoint), checkpoint["health"]
+        generator.load_state_dict(checkpoint["weights"])
+        ema.load_state_dict(checkpoint["ema"])
+        discriminator.load_state_dict(checkpoint["discriminator"])
+        optimizer_g.load_state_dict(checkpoint["optimizer_g"])
+        optimizer_d.load_state_dict(checkpoint["optimizer_d"])
+
+    if args.lpips_backbone:
+        judged_by, measure = "lpips", load_lpips(args.lpips_backbone, run.device)
+    else:
+        judged_by, measure = "content", content_measure(vgg, run.device, args)
+    trained_g, trained_d = run.parallel(generator), run.parallel(discriminator)
+    if args.freeze_bn:
+        freeze_bn(trained_g)
+        freeze_bn(trained_d)
+    columns = ["generator", "content", "adversarial", "texture", "pixel", "discriminator", "accuracy_hr", "accuracy_sr"]
+    columns += ["gradient_norm_g", "gradient_norm_d", "validation/psnr", "validation/ssim", f"validation/{judged_by}"]
+    run.start(
+        start,
+        columns=["learning_rate", *columns],
+        training_images=len(dataset.paths),
+        validation_images=len(validation),
+        best_by=judged_by,
+    )
+    for step, lr_imgs, hr_imgs in run.steps(run.loader(dataset, start), start):
+        learning_rate = learning_rate_at(step, args)
+        for optimizer in (optimizer_g, optimizer_d):
+            optimizer.param_groups[0]["lr"] = learning_rate
+        losses = train_step(trained_g, trained_d, vgg, optimizer_g, optimizer_d, lr_imgs, hr_imgs, args, run.dtype)
+        update_ema(ema, generator, step, args.ema_decay)
+        means = run.log(step, learning_rate, **losses)
+        if means:
+            warn_of_trouble(run, step, means, health)
+
+        if run.validate_due(step):
+            network = for_inference(ema, run.device, run.dtype)
+            figures = run.validate(step, network, validation, {judged_by: measure})
+            run.save_if_best(step, -figures[judged_by], ema)
+        if run.save_due(step):
+            run.save(
+                step,
+                config=generator.config,
+                weights=generator.state_dict(),
+                ema=ema.state_dict(),
+                discriminator=discriminator.state_dict(),
+                optimizer_g=optimizer_g.state_dict(),
+                optimizer_d=optimizer_d.state_dict(),
+                health=health,
+            )
+
+
+def content_measure(vgg, device, args):
+    """The content loss as a metric: a function of an SR and an HR image, (H, W, 3) uint8."""
+
+    def measure(sr_img, hr_img):
+        with torch.inference_mode():
+            return feature_distance(vgg(to_tensor(sr_img, device)), vgg(to_tensor(hr_img, device)), args).item()
+
+    return measure
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(args)

@@ -1,0 +1,99 @@
+"""Stage 1: train SRResNet with the mean squared error between SR and HR images (Ledig et al. 2017, section 3.2).
+
+    python train_srresnet.py --data-folder data
+    python train_srresnet.py --data-folder data --resume
+
+The lists in the data folder come from create_data_lists.py. Checkpoints go to checkpoints/RUN, logs and samples to
+results/RUN. The bare defaults are the paper's recipe: 1,000,000 steps of Adam at 1e-4, batches of 16 crops of 96 pixels.
+"""
+
+from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, user_errors
+
+
+def parse_arguments():
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--arch", choices=("srresnet", "srcnn"), default="srresnet", help="the network to train")
+    parser.add_argument("--blocks", type=number(int, 1), default=16, help="residual blocks of SRResNet")
+    parser.add_argument("--channels", type=number(int, 1), default=64, help="channels of SRResNet")
+    add_training_arguments(parser, steps=1_000_000, learning_rate=1e-4, schedule="constant")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":  # before the imports that take seconds, so that --help and a bad flag answer at once
+    args = parse_arguments()
+
+import copy
+
+import torch
+import torch.nn.functional as F
+
+from datasets import SRDataset, TestPairs
+from models import build_network, for_inference
+from utils import Run, autocast, freeze_bn, learning_rate_at, load_newest, test_images, update_ema
+
+
+def train_step(network, optimizer, lr_imgs, hr_imgs, dtype=torch.float32):
+    """One step on LR images (N, 3, h, w) in [0, 1] and HR images (N, 3, H, W) in [-1, 1]; returns its figures."""
+    with autocast(lr_imgs.device, dtype):
+        sr_imgs = network(lr_imgs)
+    loss = F.mse_loss(sr_imgs.float(), hr_imgs)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in network.parameters()])
+    optimizer.step()
+    return {"loss": loss, "gradient_norm": gradient_norm}
+
+
+def main(args):
+    check_training_arguments(args)
+    run = Run(args, default_name=f"{args.arch}_x{args.scale}")
+    dataset = SRDataset(args.data_folder / "train_images.json", args.crop_size, args.seed)
+    validation = TestPairs(test_images(args.validate_on, args.data_folder), args.scale)
+
+    torch.manual_seed(args.seed)
+    sizes = {"blocks": args.blocks, "channels": args.channels} if args.arch == "srresnet" else {}
+    network = build_network({"arch": args.arch, "scale": args.scale, **sizes})
+    network.to(run.device, memory_format=torch.channels_last)
+    ema = copy.deepcopy(network).requires_grad_(False)
+    optimizer = torch.optim.Adam(network.parameters(), args.learning_rate, fused=True)
+    start = 0
+    if args.resume:
+        checkpoint = load_newest(run.checkpoints)
+        start = run.restore(checkpoint)
+        network.load_state_dict(checkpoint["weights"])
+        ema.load_state_dict(checkpoint["ema"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+
+    trained = run.parallel(network)
+    if args.freeze_bn:
+        freeze_bn(network)
+    run.start(
+        start,
+        columns=["learning_rate", "loss", "gradient_norm", "validation/psnr", "validation/ssim"],
+        parameters=sum(p.numel() for p in network.parameters()),
+        training_images=len(dataset.paths),
+        validation_images=len(validation),
+    )
+    for step, lr_imgs, hr_imgs in run.steps(run.loader(dataset, start), start):
+        learning_rate = learning_rate_at(step, args)
+        optimizer.param_groups[0]["lr"] = learning_rate
+        losses = train_step(trained, optimizer, lr_imgs, hr_imgs, run.dtype)
+        update_ema(ema, network, step, args.ema_decay)
+        run.log(step, learning_rate, **losses)
+
+        if run.validate_due(step):
+            figures = run.validate(step, for_inference(ema, run.device, run.dtype), validation)
+            run.save_if_best(step, figures["psnr"], ema)
+        if run.save_due(step):
+            run.save(
+                step,
+                config=network.config,
+                weights=network.state_dict(),
+                ema=ema.state_dict(),
+                optimizer=optimizer.state_dict(),
+            )
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(args)

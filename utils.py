@@ -1,0 +1,840 @@
+"""Plumbing, in three sections: command line and runs; checkpoints; pixels and metrics.
+
+PyTorch takes seconds to import, so here it is imported inside the functions that need it: `--help`, a bad flag and a
+missing file are answered at once.
+"""
+
+import argparse
+import contextlib
+import copy
+import csv
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line and runs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class UserError(Exception):
+    """Something the user can put right; its message is one line that says how."""
+
+
+class ImageError(UserError):
+    """An image file that cannot be used; its message names the file and the reason."""
+
+
+@contextlib.contextmanager
+def user_errors():
+    """Turn a UserError into one line on stderr and exit status 2, and Ctrl-C into status 130, without a traceback."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, with the script's docstring as it is written, defaults in the help, and errors of one line."""
+
+    def __init__(self, description):
+        formatter = type("Formatter", (argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter), {})
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
+
+    def error(self, message):
+        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def number(kind=int, low=-math.inf, high=math.inf):
+    """An argparse type: a finite number from `low` to `high`."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
+        if not (low <= value <= high and math.isfinite(value)):
+            bounds = f"{low} or more" if high == math.inf else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
+        return value
+
+    return parse
+
+
+def add_device_arguments(parser):
+    parser.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where the hardware has units for it"
+    )
+
+
+def add_training_arguments(parser, steps, learning_rate, schedule):
+    """The flags that both stages share."""
+    add = parser.add_argument
+    add("--data-folder", type=Path, default=Path("data"), help="folder with the lists of create_data_lists.py")
+    add("--run", help="name of the run, for checkpoints/NAME and results/NAME (default: srresnet_x4, srgan_x4, ...)")
+    add("--resume", action="store_true", help="go on from the newest whole checkpoint of the run")
+    add("--scale", type=int, choices=(2, 3, 4, 8), default=4, help="factor between LR and HR")
+    add("--steps", type=number(int, 1), default=steps, help="optimizer steps, in all")
+    add("--batch-size", type=number(int, 1), default=16, help="crops per step, over all processes")
+    add("--crop-size", type=number(int, 16), default=96, help="side of the HR crops, pixels")
+    add("--learning-rate", type=number(float, 0), default=learning_rate, help="of Adam, at its highest")
+    add(
+        "--schedule",
+        choices=("constant", "step", "cosine"),
+        default=schedule,
+        help="of the learning rate: step divides it by ten after half the steps, cosine ends at zero",
+    )
+    add("--warmup-steps", type=number(int, 0), default=0, help="steps of linear rise of the learning rate")
+    add("--ema-decay", type=number(float, 0, 1), default=0.999, help="of the moving average of the weights, per step")
+    add("--freeze-bn", action="store_true", help="keep the statistics of batch normalisation as they are at the start")
+    add("--seed", type=number(int, 0), default=0, help="of the initial weights and the sample stream")
+    add("--workers", type=number(int, 0), help="loader processes (default: 0 with a pack on the CPU, else one per core, at most 8)")
+    add_device_arguments(parser)
+    add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where a long run gains from it")
+    add("--validate-on", default="validation", help="name of a list in the data folder, or a folder of HR images")
+    add("--validate-every", type=number(int, 1), default=5000, help="steps")
+    add("--save-every", type=number(int, 1), default=1000, help="steps")
+    add("--log-every", type=number(int, 1), default=100, help="steps")
+    add("--dry-run", action="store_true", help="two steps, one evaluation, one save, in a run named dry_run that is overwritten")
+
+
+# What may differ when a run is resumed: none of it changes the result of the training, save for rounding.
+FREE_ON_RESUME = set(
+    "data_folder run resume workers device precision compile validate_on validate_every save_every log_every dry_run"
+    " vgg_weights lpips_weights init".split()
+)
+
+
+def check_training_arguments(args):
+    if args.crop_size % args.scale:
+        raise UserError(f"--crop-size {args.crop_size} is no multiple of --scale {args.scale}")
+
+
+def learning_rate_at(step, args):
+    """The learning rate of step 1, 2, ..., a pure function of the step."""
+    rate = args.learning_rate * min(1.0, step / max(1, args.warmup_steps))
+    if args.schedule == "step" and step > args.steps // 2:
+        rate *= 0.1
+    if args.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * (step - 1) / args.steps))
+    return rate
+
+
+def pick_device(name):
+    """The torch device for `--device`. Raises UserError where it is not to be had."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: no such device; give auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"--device {name}: this PyTorch sees {torch.cuda.device_count()} CUDA devices; try --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: only the CPU and CUDA are supported")
+    return device
+
+
+def pick_dtype(precision, device):
+    """torch.bfloat16 or torch.float32, for `--precision` on `device`."""
+    import torch
+
+    if precision == "auto":
+        if device.type == "cuda":
+            has_units = torch.cuda.get_device_capability(device) >= (8, 0)
+        else:  # emulated bf16 is several times slower than fp32
+            capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.10 has none: fp32
+            has_units = capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
+        precision = "bf16" if has_units else "fp32"
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
+def autocast(device, dtype):
+    import torch
+
+    return torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16)
+
+
+def should_compile(args, device, dtype):
+    """Whether to torch.compile the networks: it costs a minute at the start, and a C++ compiler on the CPU."""
+    if args.compile != "auto":
+        return args.compile == "on"
+    import torch
+
+    if args.dry_run or args.steps < 2000 or (device.type == "cpu" and dtype != torch.bfloat16):
+        return False  # in fp32 on the CPU it gains nothing
+    if device.type == "cpu" and not any(map(shutil.which, [os.environ.get("CXX", "c++"), "g++", "clang++"])):
+        print("no C++ compiler found: training eagerly, without torch.compile")
+        return False
+    return True
+
+
+class Run:
+    """One training run: its folders and logs, its processes, and when to print, validate, save and stop.
+
+    Under torchrun there is a Run in each process; only that of rank 0 writes. Nothing is written before `start`.
+    Raises UserError for a name that is taken, or for `--resume` of a run that there is not.
+    """
+
+    def __init__(self, args, default_name):
+        import torch
+
+        self.args, self.name = args, "dry_run" if args.dry_run else args.run or default_name
+        self.checkpoints, self.results = Path("checkpoints") / self.name, Path("results") / self.name
+        self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.device = pick_device(args.device)
+        if self.world_size > 1:
+            self._join_processes()
+        if args.dry_run:
+            args.steps, args.log_every, args.validate_every, args.save_every = 2, 1, 2, 2
+        taken = self.checkpoints.exists() or self.results.exists()
+        if args.dry_run and not args.resume and self.rank == 0:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            shutil.rmtree(self.results, ignore_errors=True)
+        elif taken and not args.resume:
+            raise UserError(f"the run {self.name} exists: go on with it by --resume, or give another name by --run")
+        if args.batch_size % self.world_size:
+            raise UserError(f"--batch-size {args.batch_size} cannot be shared evenly among {self.world_size} processes")
+        self.dtype = pick_dtype(args.precision, self.device)
+        self.sums, self.count, self.best = {}, 0, None
+        self.first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.bad_files, self.stop_signal, self.stopping = [], None, False
+
+    def _join_processes(self):
+        import torch
+
+        if self.device.type == "cuda":
+            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(self.device)
+        torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        self.control = torch.distributed.new_group(backend="gloo")  # for flags and figures, off the GPU
+
+    def parallel(self, network):
+        """The network to train with: synchronised, distributed, compiled, as the run needs it."""
+        import torch
+
+        if self.world_size > 1:
+            if self.device.type == "cuda":
+                network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = torch.nn.parallel.DistributedDataParallel(network)
+        if should_compile(self.args, self.device, self.dtype):
+            network = torch.compile(network)
+        return network
+
+    def loader(self, dataset, start):
+        """The batches of the steps after `start`, for this process (see datasets.train_loader)."""
+        from datasets import train_loader
+
+        workers = self.args.workers
+        if workers is None:
+            quick = dataset.pack is not None and self.device.type == "cpu"
+            workers = 0 if quick else max(1, min(8, (os.cpu_count() or 1) // self.world_size))
+        return train_loader(
+            dataset,
+            self.args.batch_size,
+            start,
+            self.args.steps,
+            self.rank,
+            self.world_size,
+            workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def start(self, start, columns, **facts):
+        """Open the folders and logs (of `columns`), and listen for SIGTERM and Ctrl-C; print and keep the `facts`."""
+        for number_ in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number_, self._on_signal)
+        self.clock, self.clock_step, self.waited = time.perf_counter(), start, 0.0
+        if self.rank > 0:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        (self.results / "samples").mkdir(parents=True, exist_ok=True)
+        options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.args).items()}
+        write_text(self.results / "config.json", json.dumps(options | facts, indent=2) + "\n")
+        self.columns, self.row = ["step", *columns], {}
+        self.csv_file = self._open_log(self.results / "log.csv", start)
+        self.board = SummaryWriter(str(self.results), purge_step=start + 1)
+        self.print(f"{self.name}: steps {start + 1} to {self.args.steps} on {self.device}, {str(self.dtype)[6:]}")
+        for key, value in facts.items():
+            self.print(f"  {key}: {value}")
+
+    def _open_log(self, path, start):
+        """The open log.csv, with the rows of earlier steps only: what a killed run wrote after its last save goes."""
+        rows = []
+        if path.exists():
+            with open(path, newline="") as file:
+                rows = [row for row in csv.DictReader(file) if None not in row.values() and int(row["step"]) <= start]
+        temporary = path.with_suffix(".tmp")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, path)
+        return open(path, "a", newline="")
+
+    def _on_signal(self, signal_number, frame):
+        if self.stop_signal:  # the second Ctrl-C does not wait for the step to end
+            raise KeyboardInterrupt
+        self.stop_signal = signal_number
+
+    def print(self, *words):
+        if self.rank == 0:
+            print(*words, flush=True)
+
+    def steps(self, loader, start):
+        """Yield (step, lr_imgs, hr_imgs), on the device, for the steps after `start`, until the last or a signal."""
+        from datasets import training_pair
+
+        batches = iter(loader)
+        for step in range(start + 1, self.args.steps + 1):
+            before = time.perf_counter()
+            crops, bad_files = next(batches)
+            if bad_files and not self.bad_files:
+                self.print(f"step {step}: another image is drawn in place of {bad_files[0]}")
+            self.bad_files += bad_files
+            self.waited += time.perf_counter() - before
+            yield step, *training_pair(crops.to(self.device, non_blocking=True), self.args.scale)
+            self._write_row()
+            if self.stopping:
+                self.print(f"stopped after step {step}; go on with the same command and --resume")
+                return
+        if self.bad_files:
+            self.print(f"{len(self.bad_files)} times an image could not be used; the first: {self.bad_files[0]}")
+        self.print(f"done: {self.args.steps} steps; weights in {self.checkpoints}, logs and samples in {self.results}")
+
+    def log(self, step, learning_rate, **losses):
+        """Add up the step's figures (tensors stay on the device); print and record their means every --log-every steps."""
+        import torch
+
+        losses = {key: value.detach().float() for key, value in losses.items()}
+        total = sum(losses.values())
+        self.first_bad = torch.where((self.first_bad == 0) & ~torch.isfinite(total), step, self.first_bad)
+        for key, value in losses.items():
+            self.sums[key] = self.sums[key] + value if key in self.sums else value
+        self.count += 1
+        if step % self.args.log_every and step != self.args.steps:
+            return None
+        self._check_finite()
+        means = {key: value / self.count for key, value in self.sums.items()}
+        if self.world_size > 1:
+            for value in means.values():
+                torch.distributed.all_reduce(value)
+        means = {key: value.item() / self.world_size for key, value in means.items()}
+        self.sums, self.count = {}, 0
+        self.record(step, learning_rate=learning_rate, **means)
+        seconds = time.perf_counter() - self.clock
+        rate = (step - self.clock_step) / seconds
+        if self.rank == 0:
+            self.board.add_scalar("speed/steps_per_second", rate, step)
+            self.board.add_scalar("speed/share_waiting_for_data", self.waited / seconds, step)
+        figures = "  ".join(f"{key} {value:.4g}" for key, value in means.items())
+        left = (self.args.steps - step) / rate
+        self.print(f"step {step}/{self.args.steps}  {figures}  {rate:.2f} steps/s  ETA {duration(left)}")
+        self.clock, self.clock_step, self.waited = time.perf_counter(), step, 0.0
+        return means
+
+    def _check_finite(self):
+        bad = int(self.first_bad)
+        if bad:
+            last = newest_checkpoint(self.checkpoints)
+            raise UserError(
+                f"step {bad}: a loss or gradient is not finite; the last good checkpoint is {last or 'none yet'}; "
+                "try a lower --learning-rate, --warmup-steps, or --precision fp32"
+            )
+
+    def record(self, step, **figures):
+        """Take figures of a step for log.csv and TensorBoard."""
+        if self.rank > 0:
+            return
+        self.row |= {"step": step} | figures
+        for key, value in figures.items():
+            self.board.add_scalar(key if "/" in key else f"train/{key}", value, step)
+
+    def _write_row(self):
+        if self.rank == 0 and self.row:
+            csv.DictWriter(self.csv_file, self.columns).writerow(self.row)
+            self.csv_file.flush()
+            self.row = {}
+
+    def validate_due(self, step):
+        return step % self.args.validate_every == 0 or step == self.args.steps
+
+    def save_due(self, step):
+        """Whether to save now: every --save-every steps, at the last, and when a signal asks the run to stop."""
+        import torch
+
+        stop = torch.tensor(self.stop_signal is not None)
+        if self.world_size > 1:
+            torch.distributed.all_reduce(stop, torch.distributed.ReduceOp.MAX, group=self.control)
+        self.stopping = bool(stop)
+        due = self.stopping or step % self.args.save_every == 0 or step == self.args.steps
+        if due:
+            self._check_finite()
+        return due
+
+    def validate(self, step, network, pairs, more_metrics=None):
+        """Measure a network from `for_inference` on test pairs; record, print and return the means; write a sample panel."""
+        if self.rank == 0:
+            write_panel(self.results / "samples" / f"step_{step:08d}.png", network, pairs)
+        entries = evaluate(network, pairs, more_metrics, self.rank, self.world_size)
+        means = mean_figures(entries)
+        self.record(step, **{f"validation/{key}": value for key, value in means.items()})
+        self.print(f"step {step}: validation " + "  ".join(f"{key} {value:.4f}" for key, value in means.items()))
+        return means
+
+    def save_if_best(self, step, figure, network):
+        """Write best.pth, with the weights alone, if `figure` (the higher the better) is the best of the run so far."""
+        if self.best is not None and not figure > self.best:
+            return
+        self.best = figure
+        if self.rank == 0:
+            save_checkpoint(
+                self.checkpoints / "best.pth", {"config": network.config, "weights": network.state_dict(), "step": step}
+            )
+
+    def save(self, step, **state):
+        """Write a checkpoint as step_*.pth, of which the newest two stay, and as last.pth."""
+        self._write_row()
+        if self.rank > 0:
+            return
+        log = {"sums": {key: value.item() for key, value in self.sums.items()}, "count": self.count}
+        options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.args).items()}
+        path = self.checkpoints / f"step_{step:08d}.pth"
+        save_checkpoint(path, state | {"step": step, "args": options, "log": log, "best": self.best})
+        replace_by_link(path, self.checkpoints / "last.pth")
+        for old in step_checkpoints(self.checkpoints)[2:]:
+            old.unlink()
+        self.print(f"step {step}: saved {path}")
+
+    def restore(self, checkpoint):
+        """Take up the log and the best figure of a checkpoint; return its step. Raises UserError for other arguments."""
+        import torch
+
+        before, now = checkpoint["args"], vars(self.args)
+        free = FREE_ON_RESUME | ({"steps"} if now["schedule"] == "constant" else set())
+        changed = [key for key in sorted(now) if key not in free and before.get(key, now[key]) != now[key]]
+        if changed:
+            changes = "; ".join(f"--{key.replace('_', '-')} was {before[key]}, is {now[key]}" for key in changed)
+            raise UserError(f"--resume would change the result of the run {self.name}: {changes}")
+        self.sums = {k: torch.tensor(v, device=self.device) for k, v in checkpoint["log"]["sums"].items()}
+        self.count, self.best = checkpoint["log"]["count"], checkpoint["best"]
+        return checkpoint["step"]
+
+
+def duration(seconds):
+    """Seconds as 1:02:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints: state dicts, config and step; plain Python values and tensors only
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_write(path):
+    """A binary file to write to, which takes the place of `path` when, and only when, it is whole and on the disk.
+
+    Raises UserError if it cannot be written; the earlier file, if any, is then untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; what was there before is untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def save_checkpoint(path, state):
+    """Write a dict of plain values and tensors to `path`, whole or not at all. Raises UserError, as on a full disk."""
+    import io
+
+    import torch
+
+    buffer = io.BytesIO()  # so that what fails below is the file, and says so as an OSError
+    torch.save(state, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def replace_by_link(source, target):
+    """Make `target` a second name of `source`, or a copy where the file system has no links."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def load_checkpoint(path) -> dict:
+    """The dict in a checkpoint file, on the CPU; never runs code from it. Raises UserError if there is no whole one."""
+    import pickle
+
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except pickle.UnpicklingError as error:
+        if "weights_only" not in str(error).lower():
+            raise UserError(f"{path}: not a whole PyTorch file") from None
+        raise UserError(
+            f"{path}: holds more than tensors and plain values, so it could run code, and is not loaded; "
+            "save its state_dict() with the code that made it"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError):
+        raise UserError(f"{path}: not a whole PyTorch file (truncated, or something else)") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: holds a {type(state).__name__}, not a checkpoint")
+    return state
+
+
+def step_checkpoints(folder):
+    """The step_*.pth files of a run, newest first."""
+    return sorted(Path(folder).glob("step_*.pth"), reverse=True)
+
+
+def newest_checkpoint(folder):
+    """The path of the newest checkpoint of a run, or None."""
+    candidates = [*step_checkpoints(folder), Path(folder) / "last.pth"]
+    return next((path for path in candidates if path.exists()), None)
+
+
+def load_newest(folder) -> dict:
+    """The newest checkpoint of a run that reads back whole. Raises UserError if there is none."""
+    for path in [*step_checkpoints(folder), Path(folder) / "last.pth"]:
+        try:
+            return load_checkpoint(path)
+        except UserError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+    raise UserError(f"{folder} holds no checkpoint to go on from; start anew without --resume, under another --run")
+
+
+def load_network(path):
+    """The network in a checkpoint, on the CPU: the moving average of its weights if there is one.
+
+    Also takes a bare state dict of a SRResNet or SRGAN generator, with or without the prefixes that DataParallel and
+    torch.compile put before the names. Raises UserError for anything else.
+    """
+    from models import build_network
+
+    checkpoint = load_checkpoint(path)
+    weights = checkpoint.get("ema") or checkpoint.get("weights") or checkpoint
+    weights = {re.sub(r"^(module\.|_orig_mod\.)+", "", str(key)): value for key, value in weights.items()}
+    try:
+        network = build_network(checkpoint.get("config") or config_of(weights))
+        network.load_state_dict(weights)
+    except (ValueError, RuntimeError, AttributeError, KeyError) as error:
+        reason = "no weights of a network that upscales" if isinstance(error, (AttributeError, KeyError)) else error
+        raise UserError(f"{path}: does not fit: {str(reason)[:300]}") from None
+    return network
+
+
+def start_from(path, scale, arch):
+    """A network of the given scale and arch with the weights of another one; says which of its weights did not fit."""
+    from models import build_network
+
+    source = load_network(path)
+    network = build_network(source.config | {"arch": arch, "scale": scale})
+    weights = {key.removeprefix("net."): value for key, value in source.state_dict().items()}
+    target = getattr(network, "net", network)
+    own = target.state_dict()
+    fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    target.load_state_dict(own | fitting)
+    fresh = [key for key in own if key not in fitting]
+    unused = [key for key in weights if key not in fitting]
+    if fresh or unused:
+        print(f"{path}: not in it or of another shape, so untrained: {', '.join(fresh) or 'nothing'}; not used: {', '.join(unused) or 'nothing'}")
+    return network
+
+
+def config_of(weights):
+    """The config of a bare state dict, read off its names and shapes. Raises KeyError or AttributeError if it has none."""
+    prefix = "net." if any(key.startswith("net.") for key in weights) else ""
+    channels = weights[f"{prefix}head.0.weight"].shape[0]
+    blocks = len({key.split(".body.")[-1].split(".")[0] for key in weights if f".{key}".startswith(f".{prefix}body.")})
+    factors = [weights[k].shape[0] // channels for k in weights if re.fullmatch(rf"{prefix}upsampling\.\d+\.0\.weight", k)]
+    scale = math.prod(round(math.sqrt(factor)) for factor in factors)
+    return {"arch": "srgan" if prefix else "srresnet", "scale": scale, "blocks": blocks, "channels": channels}
+
+
+def update_ema(ema, network, step, decay):
+    """Move the average `ema` a step towards `network`: weights and batch statistics; the first steps move it faster."""
+    import torch
+
+    decay = min(decay, (1 + step) / (10 + step))
+    for average, value in zip(ema.state_dict().values(), network.state_dict().values(), strict=True):
+        if not value.is_floating_point():
+            average.copy_(value)
+    averages = [value for value in ema.state_dict().values() if value.is_floating_point()]
+    values = [value for value in network.state_dict().values() if value.is_floating_point()]
+    with torch.no_grad():
+        torch._foreach_lerp_(averages, values, 1 - decay)
+
+
+def freeze_bn(network):
+    """Let batch normalisation use the statistics it has, and leave them as they are."""
+    import torch
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pixels and metrics: pictures are uint8 arrays (H, W, 3), RGB
+# ---------------------------------------------------------------------------------------------------------------------
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def read_list(list_file) -> list[Path]:
+    """The paths in a list of create_data_lists.py. Raises UserError for a list that is missing, empty, or none."""
+    list_file = Path(list_file)
+    try:
+        names = json.loads(list_file.read_text(encoding="utf-8"))
+        paths = [list_file.parent / name for name in names]
+    except FileNotFoundError:
+        raise UserError(f"{list_file}: no such list; make it with create_data_lists.py") from None
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{list_file}: not a list of images; make it anew with create_data_lists.py") from None
+    if not paths:
+        raise UserError(f"{list_file}: the list is empty; make it anew with create_data_lists.py")
+    return paths
+
+
+def read_image(path) -> np.ndarray:
+    """An image file as RGB, (H, W, 3) uint8, upright. Raises ImageError if it is no image that can be read whole.
+
+    Transparent pixels are laid on white; 16-bit values lose their lower half.
+    """
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
+                image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8))
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except Exception as error:  # Pillow raises whatever its decoders do
+        raise ImageError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from None
+
+
+def crop_to_multiple(image, scale, name="image"):
+    """The image without the last rows and columns that are no multiple of `scale`. Raises ImageError if none are left."""
+    height, width = (size // scale * scale for size in image.shape[:2])
+    if not height or not width:
+        raise ImageError(f"{name}: smaller than {scale} pixels")
+    return image[:height, :width]
+
+
+def downscale(hr_img, scale):
+    """Pillow's bicubic, which is antialiased: (scale*h, scale*w, 3) uint8 -> (h, w, 3) uint8."""
+    height, width = hr_img.shape[0] // scale, hr_img.shape[1] // scale
+    return np.asarray(Image.fromarray(hr_img).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def enlarge(lr_img, scale, method="bicubic"):
+    """Pillow's bicubic or bilinear: (h, w, 3) uint8 -> (scale*h, scale*w, 3) uint8."""
+    size = (lr_img.shape[1] * scale, lr_img.shape[0] * scale)
+    return np.asarray(Image.fromarray(lr_img).resize(size, Image.Resampling[method.upper()]))
+
+
+def to_tensor(img, device="cpu"):
+    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [-1, 1], as HR and SR images are."""
+    import torch
+
+    return torch.from_numpy(img.copy()).to(device).permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
+
+
+def upscale(network, lr_img) -> np.ndarray:
+    """The SR image of a network from `for_inference`: (h, w, 3) uint8 -> (scale*h, scale*w, 3) uint8, clamped and rounded."""
+    import torch
+
+    weight = next(network.parameters())
+    with torch.inference_mode():
+        lr = torch.from_numpy(lr_img.copy()).to(weight.device).permute(2, 0, 1)[None]
+        sr = network((lr.float() / 255).to(weight.dtype).contiguous(memory_format=torch.channels_last))
+        return sr[0].float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+
+
+def luminance(img):
+    """Y of BT.601 in studio range: (H, W, 3) uint8 -> (H, W) float64 in [16, 235]."""
+    return 16 + img.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255
+
+
+def psnr(sr_img, hr_img, border):
+    """Peak signal-to-noise ratio on Y in dB, without `border` pixels at each side; infinite for equal images."""
+    error = without_border(luminance(sr_img) - luminance(hr_img), border)
+    mse = np.mean(error**2)
+    return 10 * math.log10(255**2 / mse) if mse else math.inf
+
+
+def ssim(sr_img, hr_img, border):
+    """Structural similarity on Y, at most 1, without `border` pixels at each side: 11x11 Gaussian window, sigma 1.5."""
+    from skimage.metrics import structural_similarity
+
+    sr, hr = (without_border(luminance(img), border) for img in (sr_img, hr_img))
+    if min(hr.shape) < 11:
+        return math.nan  # the window does not fit
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    return float(structural_similarity(sr, hr, **options))
+
+
+def without_border(plane, border):
+    return plane[border : plane.shape[0] - border, border : plane.shape[1] - border]
+
+
+def test_images(name, data_folder="data"):
+    """The paths of a test set: the images of a folder, or a list in the data folder: `Set5` is Set5_test_images.json.
+
+    Raises UserError where there is neither, or no image in it.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not paths:
+            raise UserError(f"{folder}: no images in this folder (known endings: {' '.join(sorted(IMAGE_SUFFIXES))})")
+        return paths
+    lists = [Path(data_folder) / f"{name}{ending}" for ending in ("_images.json", "_test_images.json")]
+    found = next((path for path in [folder, *lists] if path.suffix == ".json" and path.is_file()), None)
+    if found is None:
+        raise UserError(f"{name}: no folder of images, and no list {lists[0]} or {lists[1].name}")
+    return read_list(found)
+
+
+def evaluate(network, pairs, more_metrics=None, rank=0, world_size=1, on_image=None) -> list[dict]:
+    """PSNR, SSIM and `more_metrics` (functions of the SR and the HR image, by name) of each image, by the README's protocol.
+
+    `pairs` is a datasets.TestPairs; `network` comes from `for_inference`, or is None for bicubic enlargement. With
+    several processes each measures its share and all get the whole list. `on_image(name, lr, sr, hr)` sees each image.
+    """
+    entries = {}
+    for i in range(rank, len(pairs), world_size):
+        name, lr_img, hr_img = pairs[i]
+        sr_img = enlarge(lr_img, pairs.scale) if network is None else upscale(network, lr_img)
+        entries[i] = {"image": name, "psnr": psnr(sr_img, hr_img, pairs.scale), "ssim": ssim(sr_img, hr_img, pairs.scale)}
+        for key, measure in (more_metrics or {}).items():
+            entries[i][key] = measure(sr_img, hr_img)
+        if on_image:
+            on_image(name, lr_img, sr_img, hr_img)
+    if world_size > 1:
+        import torch
+
+        shares = [None] * world_size
+        torch.distributed.all_gather_object(shares, entries)
+        entries = {i: entry for share in shares for i, entry in share.items()}
+    return [entries[i] for i in sorted(entries)]
+
+
+def mean_figures(entries):
+    """The mean over images of each figure; an SSIM that is not defined (a tiny image) is left out."""
+    return {key: float(np.nanmean([entry[key] for entry in entries])) for key in entries[0] if key != "image"}
+
+
+def labelled_row(images, labels):
+    """Pictures of one size side by side, each under its label: a PIL image."""
+    from PIL import ImageDraw, ImageFont
+
+    bar, gap = 20, 4
+    height, width = images[0].shape[:2]
+    row = Image.new("RGB", (len(images) * (width + gap) - gap, height + bar), "white")
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        row.paste(Image.fromarray(image), (i * (width + gap), bar))
+        ImageDraw.Draw(row).text((i * (width + gap) + 4, 3), label, "black", ImageFont.load_default(13))
+    return row
+
+
+def write_panel(path, network, pairs, images=4, size=192):
+    """Write the middles of a few test pairs as rows of bicubic | SR | HR."""
+    rows = []
+    for i in range(min(images, len(pairs))):
+        name, lr_img, hr_img = pairs[i]
+        height, width = (min(size // pairs.scale, side) for side in lr_img.shape[:2])
+        top, left = (lr_img.shape[0] - height) // 2, (lr_img.shape[1] - width) // 2
+        lr_img = lr_img[top : top + height, left : left + width]
+        hr_img = hr_img[top * pairs.scale :, left * pairs.scale :][: height * pairs.scale, : width * pairs.scale]
+        trio = [enlarge(lr_img, pairs.scale), upscale(network, lr_img), hr_img]
+        rows.append(labelled_row(trio, [f"bicubic, {name[:12]}", "SR", "HR"]))
+    panel = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    for i, row in enumerate(rows):
+        panel.paste(row, (0, sum(above.height for above in rows[:i])))
+    with atomic_write(path) as file:
+        panel.save(file, "PNG")
+
+
+def load_lpips(backbone="imagenet", device="cpu"):
+    """The metric LPIPS (AlexNet, v0.1): a function of an SR and an HR image (H, W, 3) uint8; the lower the closer.
+
+    `backbone` is "imagenet" (torchvision downloads AlexNet) or the path of a state dict of `alexnet().features`.
+    Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018, by their package.
+    Raises UserError where the package or the weights are not to be had.
+    """
+    import torch
+
+    try:
+        import lpips
+    except ImportError:
+        raise UserError("LPIPS needs the package lpips: pip install lpips") from None
+    metric = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)  # the linear layers come with the package
+    if backbone == "imagenet":
+        from torchvision.models import AlexNet_Weights
+
+        try:
+            state = AlexNet_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+        except OSError as error:
+            raise UserError(f"AlexNet cannot be downloaded ({error}); give a file by --lpips-backbone") from None
+    else:
+        state = load_checkpoint(backbone)
+    state = {key.removeprefix("features."): value for key, value in state.items()}
+    try:
+        for layers in (getattr(metric.net, f"slice{i}") for i in range(1, metric.net.N_slices + 1)):
+            layers.load_state_dict({key: state[key] for key in layers.state_dict()})
+    except (KeyError, RuntimeError):
+        raise UserError(f"{backbone}: not the features of torchvision's AlexNet") from None
+    metric.to(device).requires_grad_(False)
+
+    def measure(sr_img, hr_img):
+        with torch.inference_mode():
+            return metric(to_tensor(sr_img, device), to_tensor(hr_img, device)).item()
+
+    return measure
