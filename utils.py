@@ -580,7 +580,8 @@ def start_from(path, scale, arch):
     fresh = [key for key in own if key not in fitting]
     unused = [key for key in weights if key not in fitting]
     if fresh or unused:
-        print(f"{path}: not in it or of another shape, so untrained: {', '.join(fresh) or 'nothing'}; not used: {', '.join(unused) or 'nothing'}")
+        print(f"{path}: what fits is taken; not in it or of another shape, so untrained: {', '.join(fresh) or 'nothing'}")
+        print(f"{path}: not used: {', '.join(unused) or 'nothing'}")
     return network
 
 
@@ -686,15 +687,101 @@ def to_tensor(img, device="cpu"):
     return torch.from_numpy(img.copy()).to(device).permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
 
 
-def upscale(network, lr_img) -> np.ndarray:
-    """The SR image of a network from `for_inference`: (h, w, 3) uint8 -> (scale*h, scale*w, 3) uint8, clamped and rounded."""
+# Upscaling by tiles. `features` sees far, through cheap maps on the LR grid; `reconstruct` sees a few pixels, through
+# maps of scale * scale times the size. So a large tile of features is reconstructed in small blocks: the overlap of the
+# large tiles wastes little, and the memory is that of a block. (Whole-network tiles as small would do half their work twice.)
+
+BLOCK = 160  # side of what is reconstructed at a time, LR pixels
+
+
+def upscale(network, lr_img, tile=None, progress=None) -> np.ndarray:
+    """The SR image of a network from `for_inference`: (h, w, 3) -> (scale*h, scale*w, 3), both uint8 or both uint16.
+
+    The output is clamped and rounded. An image larger than `tile` LR pixels (default: what fits in memory) is made in
+    tiles that overlap by the receptive field, so that the result is that of the whole image, to rounding; a tile that
+    does not fit after all is halved. `progress(done, total)` hears of each finished part, in LR pixels.
+    Raises UserError if not even a tile of 16 pixels fits.
+    """
+    scale, (height, width) = network.config["scale"], lr_img.shape[:2]
+    out = np.empty((scale * height, scale * width, 3), lr_img.dtype)
+    tile = tile or tile_that_fits(network)
+    todo = tiles(0, 0, height, width, tile)[::-1]
+    done = 0
+    while todo:
+        top, left, bottom, right = part = todo.pop()
+        if max(bottom - top, right - left) > tile:  # a tile did not fit since this part was planned
+            todo += tiles(*part, tile)[::-1]
+            continue
+        try:
+            upscale_tile(network, lr_img, part, out)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if tile <= 16:
+                raise UserError("not enough memory even for a tile of 16 pixels: close other programs, or --device cpu") from None
+            tile = max(16, min(tile, max(bottom - top, right - left)) // 2)
+            todo.append(part)
+            continue
+        done += (bottom - top) * (right - left)
+        if progress:
+            progress(done, height * width)
+    return out
+
+
+def upscale_tile(network, lr_img, part, out):
+    """Write the SR pixels of `part` (top, left, bottom, right) of the LR image where they belong in `out`."""
+    import torch
+
+    def around(area, margin):
+        top, left, bottom, right = area
+        return max(0, top - margin), max(0, left - margin), min(height, bottom + margin), min(width, right + margin)
+
+    scale, (height, width) = network.config["scale"], lr_img.shape[:2]
+    weight, levels = next(network.parameters()), np.iinfo(lr_img.dtype).max
+    margin = network.reconstruct_margin
+    y0, x0, y1, x1 = around(part, margin + network.features_margin)
+    with torch.inference_mode():
+        lr = torch.from_numpy(lr_img[y0:y1, x0:x1].astype(np.float32) / levels).to(weight.device, weight.dtype)
+        features = network.features(lr.permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last))
+        for block in tiles(*part, BLOCK):
+            top, left, bottom, right = around(block, margin)
+            sr = network.reconstruct(features[:, :, top - y0 : bottom - y0, left - x0 : right - x0])[0]
+            sr = sr[:, scale * (block[0] - top) :, scale * (block[1] - left) :]
+            sr = sr[:, : scale * (block[2] - block[0]), : scale * (block[3] - block[1])].float()
+            pixels = sr.add(1).mul(levels / 2).round().clamp(0, levels).permute(1, 2, 0).cpu().numpy()
+            top, left, bottom, right = (scale * edge for edge in block)
+            out[top:bottom, left:right] = pixels
+
+
+def tiles(top, left, bottom, right, size):
+    """Cut an area into equal parts of at most `size` pixels a side: [(top, left, bottom, right), ...]."""
+    rows = np.linspace(top, bottom, -(-(bottom - top) // size) + 1).astype(int).tolist()
+    columns = np.linspace(left, right, -(-(right - left) // size) + 1).astype(int).tolist()
+    return [(y0, x0, y1, x1) for y0, y1 in zip(rows, rows[1:]) for x0, x1 in zip(columns, columns[1:])]
+
+
+def tile_that_fits(network):
+    """The side of a tile, in LR pixels, whose features take at most a third of the memory that is free, and 1 GB on the CPU."""
     import torch
 
     weight = next(network.parameters())
-    with torch.inference_mode():
-        lr = torch.from_numpy(lr_img.copy()).to(weight.device).permute(2, 0, 1)[None]
-        sr = network((lr.float() / 255).to(weight.dtype).contiguous(memory_format=torch.channels_last))
-        return sr[0].float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+    if weight.device.type == "cuda":
+        memory = torch.cuda.mem_get_info(weight.device)[0] / 3
+    else:
+        try:
+            memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 3
+        except (AttributeError, ValueError, OSError):  # Windows and macOS do not tell
+            memory = 1e9
+        memory = min(memory, 1e9)
+    maps = 6  # feature maps alive at a time: the long skip, the short one, a convolution's input and output, its scratch
+    side = math.sqrt(memory / (maps * network.config.get("channels", 64) * weight.element_size()))
+    return max(64, int(side) - 2 * (network.features_margin + network.reconstruct_margin))
+
+
+def is_out_of_memory(error):
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def luminance(img):
