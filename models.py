@@ -125,21 +125,23 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """The discriminator (section 2.1.1, figure 4): HR or SR images (N, 3, H, W) in [-1, 1] -> logits (N,).
 
-    Eight convolutions of 64 to 512 channels, strides 1 and 2 in turn, batch normalisation from the second. The adaptive
+    Eight convolutions of `channels` to 8 * `channels` (64 to 512), strides 1 and 2 in turn, batch normalisation from the second. The adaptive
     pool makes the size of the images free (the paper's 96 pixels arrive at it as 6x6). The paper ends in a sigmoid; here
     it belongs to the loss, BCEWithLogitsLoss. The images must be at least 16 pixels wide and high to be told apart.
     """
 
-    def __init__(self):
+    def __init__(self, channels: int = 64):
         super().__init__()
-        layers = [convolution(3, 64, 3), nn.LeakyReLU(0.2)]
-        widths = [(64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
-        for i, (in_channels, out_channels) in enumerate(widths):
+        layers = [convolution(3, channels, 3), nn.LeakyReLU(0.2)]
+        widths = [channels * factor for factor in (1, 1, 2, 2, 4, 4, 8, 8)]
+        for i, (in_channels, out_channels) in enumerate(zip(widths, widths[1:])):
             stride = 2 if i % 2 == 0 else 1
             layers += [convolution(in_channels, out_channels, 3, stride), nn.BatchNorm2d(out_channels), nn.LeakyReLU(0.2)]
         self.convolutions = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(6)
-        self.classifier = nn.Sequential(nn.Linear(512 * 6 * 6, 1024), nn.LeakyReLU(0.2), nn.Linear(1024, 1))
+        self.classifier = nn.Sequential(
+            nn.Linear(8 * channels * 6 * 6, 16 * channels), nn.LeakyReLU(0.2), nn.Linear(16 * channels, 1)
+        )
 
     def forward(self, imgs):
         return self.classifier(self.pool(self.convolutions(imgs)).flatten(1)).squeeze(1)

@@ -19,6 +19,7 @@ def parse_arguments():
     add("--init", metavar="FILE", help="weights to start the generator from, as of stage 1; or none: from scratch, as nobody should")
     add("--blocks", type=number(int, 1), default=16, help="residual blocks of the generator, for --init none")
     add("--channels", type=number(int, 1), default=64, help="channels of the generator, for --init none")
+    add("--discriminator-channels", type=number(int, 1), default=64, help="channels of the discriminator's first convolution")
     add("--vgg-weights", default="imagenet", metavar="FILE", help="state dict of VGG19's features, or imagenet: torchvision downloads it")
     add("--vgg-layer", type=number(int, 11, 54), default=54, metavar="IJ", help="phi_i,j: 54 is the 4th convolution before the 5th max-pool")
     add(
@@ -171,7 +172,7 @@ def main(args):
     checkpoint = load_newest(run.checkpoints) if args.resume else None
     generator = build_network(checkpoint["config"]) if checkpoint else start_generator(args)
     generator.to(run.device, memory_format=torch.channels_last)
-    discriminator = Discriminator().to(run.device, memory_format=torch.channels_last)
+    discriminator = Discriminator(args.discriminator_channels).to(run.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(generator).requires_grad_(False)
     optimizer_g = torch.optim.Adam(generator.parameters(), args.learning_rate, fused=True)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), args.learning_rate, fused=True)
