@@ -458,7 +458,7 @@ def atomic_write(path):
     Raises UserError if it cannot be written; the earlier file, if any, is then untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -564,6 +564,22 @@ def load_network(path):
         reason = "no weights of a network that upscales" if isinstance(error, (AttributeError, KeyError)) else error
         raise UserError(f"{path}: does not fit: {str(reason)[:300]}") from None
     return network
+
+
+def blend_networks(first, second, share):
+    """The network with weights (1 - share) * first + share * second; `second` was trained from `first`.
+
+    Wang et al., "Deep Network Interpolation for Continuous Imagery Effect Transition", CVPR 2019. Raises UserError for
+    networks of different sizes.
+    """
+    first, second = (getattr(network, "net", network) for network in (first, second))
+    if first.config != second.config:
+        raise UserError(f"only networks of one size can be blended, not {first.config} and {second.config}")
+    values = second.state_dict()
+    for key, value in first.state_dict().items():
+        if value.is_floating_point():
+            values[key].lerp_(value, 1 - share)
+    return second
 
 
 def start_from(path, scale, arch):
@@ -674,10 +690,10 @@ def downscale(hr_img, scale):
     return np.asarray(Image.fromarray(hr_img).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def enlarge(lr_img, scale, method="bicubic"):
-    """Pillow's bicubic or bilinear: (h, w, 3) uint8 -> (scale*h, scale*w, 3) uint8."""
-    size = (lr_img.shape[1] * scale, lr_img.shape[0] * scale)
-    return np.asarray(Image.fromarray(lr_img).resize(size, Image.Resampling[method.upper()]))
+def enlarge(lr_img, size, method="bicubic"):
+    """Pillow's bicubic or bilinear: (h, w, 3) uint8 -> (H, W, 3) uint8, where `size` is (H, W) or the factor to it."""
+    height, width = size if isinstance(size, tuple) else (size * side for side in lr_img.shape[:2])
+    return np.asarray(Image.fromarray(lr_img).resize((width, height), Image.Resampling[method.upper()]))
 
 
 def to_tensor(img, device="cpu"):
@@ -858,21 +874,10 @@ def mean_figures(entries):
     return {key: float(np.nanmean([entry[key] for entry in entries])) for key in entries[0] if key != "image"}
 
 
-def labelled_row(images, labels):
-    """Pictures of one size side by side, each under its label: a PIL image."""
-    from PIL import ImageDraw, ImageFont
-
-    bar, gap = 20, 4
-    height, width = images[0].shape[:2]
-    row = Image.new("RGB", (len(images) * (width + gap) - gap, height + bar), "white")
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        row.paste(Image.fromarray(image), (i * (width + gap), bar))
-        ImageDraw.Draw(row).text((i * (width + gap) + 4, 3), label, "black", ImageFont.load_default(13))
-    return row
-
-
 def write_panel(path, network, pairs, images=4, size=192):
     """Write the middles of a few test pairs as rows of bicubic | SR | HR."""
+    from comparison import labelled_row, stack
+
     rows = []
     for i in range(min(images, len(pairs))):
         name, lr_img, hr_img = pairs[i]
@@ -882,11 +887,8 @@ def write_panel(path, network, pairs, images=4, size=192):
         hr_img = hr_img[top * pairs.scale :, left * pairs.scale :][: height * pairs.scale, : width * pairs.scale]
         trio = [enlarge(lr_img, pairs.scale), upscale(network, lr_img), hr_img]
         rows.append(labelled_row(trio, [f"bicubic, {name[:12]}", "SR", "HR"]))
-    panel = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
-    for i, row in enumerate(rows):
-        panel.paste(row, (0, sum(above.height for above in rows[:i])))
     with atomic_write(path) as file:
-        panel.save(file, "PNG")
+        stack(rows).save(file, "PNG")
 
 
 def load_lpips(backbone="imagenet", device="cpu"):

@@ -1,0 +1,196 @@
+"""Upscale pictures: one, several, or all of a folder.
+
+    python test.py photo.jpg
+    python test.py photos/ --output results/photos --compare
+    python test.py photo.jpg --blend 0.5 --outscale 3 --format webp
+
+photo.jpg becomes results/test/photo_x4.png. The picture stays what it was: upright, with its transparency, gray or 16
+bits deep, animated, with its colour profile and text. The weights that ship are checkpoints/srgan_x4.pth (sharp) and
+checkpoints/srresnet_x4.pth (faithful); --blend goes from one to the other. Video needs the package av.
+"""
+
+from pathlib import Path
+
+from utils import ArgumentParser, add_device_arguments, number, user_errors
+
+FORMATS = ("png", "jpg", "webp", "tiff", "bmp", "gif")
+
+
+def parse_arguments():
+    parser = ArgumentParser(__doc__)
+    add = parser.add_argument
+    add("inputs", nargs="+", type=Path, metavar="INPUT", help="image or video files, or folders of them")
+    add("--weights", type=Path, default=Path("checkpoints/srgan_x4.pth"), metavar="FILE", help="trained weights")
+    add("--output", type=Path, default=Path("results/test"), metavar="DIR", help="folder for the results")
+    add("--blend", type=number(float, 0, 1), metavar="A", help="mix the weights: 0 is all --blend-with, 1 all --weights")
+    add(
+        "--blend-with",
+        type=Path,
+        default=Path("checkpoints/srresnet_x4.pth"),
+        metavar="FILE",
+        help="the weights to mix in, which --weights were trained from",
+    )
+    add("--outscale", type=number(float, 0.01), metavar="FACTOR", help="resize the result to this factor (default: the weights')")
+    add("--format", choices=FORMATS, help="of the results (default: the input's if it is lossless, else png)")
+    add("--overwrite", action="store_true", help="replace results that exist")
+    add("--compare", action="store_true", help="also write a labelled panel and a page with a before/after slider")
+    add("--tile", type=number(int, 16), metavar="PIXELS", help="side of the tiles, input pixels (default: what fits in memory)")
+    add_device_arguments(parser)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":  # before the imports that take seconds, so that --help and a bad flag answer at once
+    args = parse_arguments()
+
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from comparison import labelled_row, slider_figure, stack, write_page
+from models import for_inference
+from pictures import FORMATS as ENDINGS
+from pictures import Frame, read_picture, write_picture
+from utils import (
+    IMAGE_SUFFIXES,
+    UserError,
+    atomic_write,
+    blend_networks,
+    enlarge,
+    load_network,
+    pick_device,
+    pick_dtype,
+    upscale,
+)
+from video import VIDEO_SUFFIXES, upscale_video
+
+
+def find_inputs(inputs):
+    """The files to upscale: those given, and the images and videos of the folders given, sorted."""
+    files = []
+    for path in inputs:
+        if path.is_dir():
+            known = IMAGE_SUFFIXES | VIDEO_SUFFIXES | {".gif"}
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in known and not file.is_dir())
+            if not found:
+                raise UserError(f"{path}: no images or videos in this folder")
+            files += found
+        else:
+            files.append(path)
+    return files
+
+
+def resize(img, height, width):
+    """Antialiased bicubic, of (H, W, C) uint8 or uint16 to (height, width, C)."""
+    levels = np.iinfo(img.dtype).max
+    pixels = torch.from_numpy(img.astype(np.float32)).permute(2, 0, 1)[None]
+    resized = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+    return resized[0].round().clamp(0, levels).permute(1, 2, 0).numpy().astype(img.dtype)
+
+
+def upscale_frame(network, frame, args):
+    """The frame, enlarged: its colours by the network, its transparency by bicubic interpolation."""
+    tiles_done = tqdm(unit="px", unit_scale=True, desc="tiles", leave=False, disable=None, delay=2)
+
+    def progress(done, total):
+        tiles_done.total = total
+        tiles_done.update(done - tiles_done.n)
+
+    rgb, alpha = upscale(network, frame.rgb, args.tile, progress), None
+    tiles_done.close()
+    if args.outscale:
+        rgb = resize(rgb, *(max(1, round(side * args.outscale)) for side in frame.rgb.shape[:2]))
+    if frame.alpha is not None:
+        alpha = resize(frame.alpha[..., None], *rgb.shape[:2])[..., 0]
+    return Frame(rgb, alpha, frame.duration)
+
+
+def compare(lr_img, sr_img, target, network):
+    """Write the panel and the slider page of a result beside it: bilinear and bicubic enlargement, and the network's."""
+    lr_img, sr_img = (img if img.dtype == np.uint8 else (img // 257).astype(np.uint8) for img in (lr_img, sr_img))
+    height, width = sr_img.shape[:2]
+    images = [enlarge(lr_img, (height, width), method) for method in ("bilinear", "bicubic")] + [sr_img]
+    labels = ["bilinear", "bicubic", network]
+    panel = target.with_name(f"{target.stem}_compare.png")
+    with atomic_write(panel) as file:
+        stack([labelled_row(images, labels)]).save(file, "PNG", compress_level=4)
+    page = target.with_name(f"{target.stem}_compare.html")
+    write_page(page, target.stem, [slider_figure(target.name, images, labels, 1, 2)])
+    print(f"  comparison: {panel} {page}")
+
+
+def upscale_file(path, network, args, written):
+    """Upscale one image or video file and say so. Raises UserError, and then leaves no file behind."""
+    scale = network.config["scale"]
+    factor = f"{args.outscale:g}" if args.outscale else scale
+    before = time.perf_counter()
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        target = args.output / f"{path.stem}_x{factor}.mp4"
+        check_target(target, args, written)
+        frames = upscale_video(path, target, lambda rgb: upscale_frame(network, Frame(rgb), args).rgb)
+        print(f"{path}: {frames} frames -> {target} ({time.perf_counter() - before:.1f} s)")
+        return
+    picture = read_picture(path)
+    target = args.output / f"{path.stem}_x{factor}{ENDINGS[args.format or picture.format]}"
+    check_target(target, args, written)
+    first, seconds, size = [], [0.0], [None]
+
+    def results():
+        frames = tqdm(picture.frames, total=picture.count, unit="frame", leave=False, disable=None if picture.count > 1 else True)
+        for frame in frames:
+            start = time.perf_counter()
+            result = upscale_frame(network, frame, args)
+            seconds[0] += time.perf_counter() - start
+            size[0] = f"{result.rgb.shape[1]}x{result.rgb.shape[0]}"
+            if args.compare and not first:
+                first.extend((frame.rgb, result.rgb))
+            yield result
+
+    write_picture(target, replace(picture, frames=results()))
+    frames = f", {picture.count} frames" if picture.count > 1 else ""
+    print(f"{path}: {picture.size[0]}x{picture.size[1]} -> {target}: {size[0]}{frames}, inference {seconds[0]:.2f} s")
+    if args.compare:
+        compare(*first, target, args.weights.stem)
+
+
+def check_target(target, args, written):
+    if target in written:
+        raise UserError(f"{target} is the result of another input of this call: give another --output, one call each")
+    if target.exists() and not args.overwrite:
+        raise UserError(f"{target} exists: give --overwrite to replace it, or another --output")
+    written.add(target)
+
+
+def main(args):
+    files = find_inputs(args.inputs)
+    network = load_network(args.weights)
+    if args.blend is not None:
+        network = blend_networks(load_network(args.blend_with), network, args.blend)
+    device = pick_device(args.device)
+    network = for_inference(network, device, pick_dtype(args.precision, device))
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {args.output}: {error.strerror}") from None
+    written, failed = set(), 0
+    for path in tqdm(files, unit="file", disable=None if len(files) > 1 else True):
+        try:
+            upscale_file(path, network, args, written)
+        except UserError as error:
+            if len(files) == 1:
+                raise
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+    if len(files) > 1:
+        print(f"{len(files) - failed} of {len(files)} files upscaled, into {args.output}")
+    if failed:
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(args)

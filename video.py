@@ -1,0 +1,72 @@
+"""Upscaling a video: frame by frame, with its frame rate and its sound, through PyAV (an optional package)."""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils import ImageError, UserError
+
+VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"}
+
+
+def upscale_video(source, target, upscale_rgb) -> int:
+    """Write `source` to the MP4 file `target` with each frame passed through `upscale_rgb` ((H, W, 3) uint8 to the same).
+
+    Frames are streamed, so memory does not grow with the length; times and sound are copied. Returns the number of
+    frames. Raises ImageError for a file that is no video, UserError without the package av; then no file is left.
+    """
+    try:
+        import av
+    except ImportError:
+        raise UserError("video needs the package av: pip install av") from None
+    source, target = Path(source), Path(target)
+    temporary = target.with_name(f".{target.stem[:40]}.part.mp4")
+    try:
+        with av.open(str(source)) as reader, av.open(str(temporary), "w") as writer:
+            count = _copy(av, reader, writer, upscale_rgb)
+        temporary.replace(target)
+    except (av.error.FFmpegError, OSError, IndexError, ValueError) as error:
+        raise ImageError(f"{source}: cannot be read or written as a video ({error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def _copy(av, reader, writer, upscale_rgb):
+    """Upscale the first video stream of `reader` into `writer` and copy the first sound stream."""
+    video_in = reader.streams.video[0]
+    sound_in = reader.streams.audio[0] if reader.streams.audio else None
+    video_out, count = None, 0
+    sound_out = writer.add_stream_from_template(sound_in) if sound_in else None
+    rate = video_in.average_rate or video_in.guessed_rate
+    bar = tqdm(total=video_in.frames or None, unit="frame", leave=False, disable=None)
+    # The sound waits in `packets` until the first frame has told the size, since a stream must be whole before it is used.
+    packets = []
+    for packet in reader.demux(*(stream for stream in (video_in, sound_in) if stream)):
+        if packet.stream is sound_in:
+            if packet.dts is not None:
+                packet.stream = sound_out
+                packets.append(packet)
+        else:
+            for frame in packet.decode():
+                pixels = upscale_rgb(frame.to_ndarray(format="rgb24"))
+                # yuv420p halves the colours' resolution, so it needs even sides: a last row or column may go
+                pixels = pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2]
+                if video_out is None:
+                    video_out = writer.add_stream("libx264", rate=rate, options={"crf": "17"})
+                    video_out.height, video_out.width = pixels.shape[:2]
+                    video_out.pix_fmt = "yuv420p"
+                    video_out.time_base = video_in.time_base
+                result = av.VideoFrame.from_ndarray(pixels.copy(), format="rgb24")
+                result.pts, result.time_base = frame.pts, frame.time_base
+                writer.mux(video_out.encode(result))
+                count += 1
+                bar.update()
+        if video_out is not None:
+            writer.mux(packets)
+            packets = []
+    bar.close()
+    if video_out is None:
+        raise ValueError("no frame in it")
+    writer.mux(video_out.encode())
+    return count
