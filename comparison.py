@@ -92,8 +92,8 @@ FIGURE = """<figure>
 def slider_figure(name, images, labels, before, after, caption=""):
     """The HTML of one image: a slider between `images[before]` and `images[after]`, and close-ups of all at 100%."""
     squares = "".join(
-        f'<figure><img src="{data_uri(square)}" alt="{html.escape(label)}"><figcaption>{html.escape(label)}</figcaption></figure>'
-        for square, label in zip(close_up(images), labels, strict=True)
+        f'<figure><img src="{data_uri(square)}" alt="{label}"><figcaption>{label}</figcaption></figure>'
+        for square, label in zip(close_up(images), map(html.escape, labels), strict=True)
     )
     return FIGURE.format(
         name=html.escape(name),

@@ -24,8 +24,8 @@ def parse_arguments():
     add("--min-size", type=number(int, 1), default=96, metavar="PIXELS", help="least width and height of a training image")
     add("--seed", type=number(int, 0), default=0, help="chooses the validation images")
     add("--no-recursive", action="store_true", help="leave out the folders within the folders")
-    add("--pack", choices=("auto", "on", "off"), default="auto", help="decode the training images into a pack; auto: up to --pack-limit")
-    add("--pack-limit", type=number(float, 0), default=8, metavar="GB", help="size of the pack (3 bytes a pixel) up to which auto makes it")
+    add("--pack", choices=("auto", "on", "off"), default="auto", help="decode the training images into a pack")
+    add("--pack-limit", type=number(float, 0), default=8, metavar="GB", help="largest pack that auto makes, at 3 bytes a pixel")
     args = parser.parse_args()
     if not args.train_folders and not args.test_folders:
         parser.error("give --train-folders or --test-folders")

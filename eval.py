@@ -17,13 +17,18 @@ from utils import ArgumentParser, add_device_arguments, user_errors
 def parse_arguments():
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add("--weights", type=Path, nargs="*", default=[], metavar="FILE", help="checkpoints, all of one scale; bicubic comes first in any case")
+    add("--weights", type=Path, nargs="*", default=[], metavar="FILE", help="checkpoints of one scale; bicubic always comes first")
     add("--test-sets", nargs="+", required=True, metavar="SET", help="folders of HR images, or names of lists in --data-folder")
     add("--data-folder", type=Path, default=Path("data"), metavar="DIR", help="where the lists are")
     add("--lr-folder", type=Path, metavar="DIR", help="given LR images, of the same names, in place of bicubic downscaling")
-    add("--scale", type=int, choices=(2, 3, 4, 8), help="factor, if there are no weights to tell it (default: 4)")
+    add("--scale", type=int, choices=(2, 3, 4, 8), help="factor, where no weights tell it (default: 4)")
     add("--lpips", action="store_true", help="measure LPIPS too (needs the package lpips)")
-    add("--lpips-backbone", default="imagenet", metavar="FILE", help="state dict of AlexNet's features, or imagenet: torchvision downloads it")
+    add(
+        "--lpips-backbone",
+        default="imagenet",
+        metavar="FILE",
+        help="state dict of AlexNet's features, or imagenet: torchvision downloads it",
+    )
     add("--save-images", action="store_true", help="write each SR image, and a labelled side-by-side panel per image")
     add("--output", type=Path, default=Path("results/eval"), metavar="DIR", help="folder for the table and the images")
     add_device_arguments(parser)
@@ -34,66 +39,124 @@ if __name__ == "__main__":
     args = parse_arguments()
 
 import json
+import math
 
 from tqdm import tqdm
 
+from comparison import labelled_row, slider_figure, stack, write_page
 from datasets import TestPairs
 from models import for_inference
 from utils import (
+    Processes,
     UserError,
+    atomic_write,
+    enlarge,
     evaluate,
-    labelled_row,
     load_lpips,
     load_network,
     mean_figures,
-    pick_device,
     pick_dtype,
     test_images,
+    upscale,
+    write_image,
     write_text,
 )
 
 
 def load_models(files, device, dtype, scale):
-    """The networks to compare by their names in the table, bicubic (None) first, and their common scale."""
+    """The networks by their names in the table, bicubic (None) first, and their common scale."""
     models, scales = {"bicubic": None}, {} if scale is None else {"--scale": scale}
     for file in files:
         network = load_network(file)
-        name = file.stem if file.stem not in models and file.stem not in ("best", "last") else f"{file.parent.name}_{file.stem}"
+        name = file.stem
+        if name in models or name in ("best", "last"):  # as each run has them
+            name = f"{file.parent.name}_{name}"
         if name in models:
             raise UserError(f"--weights: two files would be called {name} in the table")
         scales[name] = network.config["scale"]
         models[name] = for_inference(network, device, dtype)
     if len(set(scales.values())) > 1:
-        raise UserError("weights of different scales: " + ", ".join(f"{name} x{value}" for name, value in scales.items()))
+        raise UserError("different scales: " + ", ".join(f"{name} x{value}" for name, value in scales.items()))
     return models, next(iter(scales.values()), 4)
 
 
-def markdown_table(results, sets, columns):
-    """One row per model, one column per test set: PSNR / SSIM, or PSNR / SSIM / LPIPS."""
-    digits = {"psnr": "{:.2f}", "ssim": "{:.4f}", "lpips": "{:.4f}"}
-    heading = " / ".join(column.upper() for column in columns)
-    lines = [f"| {heading} | " + " | ".join(sets) + " |", "|---" * (len(sets) + 1) + "|"]
+def load_sets(names, data_folder, scale, lr_folder):
+    """The test sets by their names in the table."""
+    sets = {}
+    for name in names:
+        label = Path(name).name.removesuffix(".json").removesuffix("_test_images") or str(Path(name).resolve().name)
+        if label in sets:
+            raise UserError(f"--test-sets: two sets would be called {label} in the table")
+        sets[label] = TestPairs(test_images(name, data_folder), scale, lr_folder)
+    return sets
+
+
+def table_cell(entries):
+    """The means of a test set as they stand in the table: 28.43 / .8111 / .3396."""
+    means = mean_figures(entries)
+    return " / ".join(f"{means[key]:.2f}" if key == "psnr" else f"{means[key]:.4f}".replace("0.", ".", 1) for key in means)
+
+
+def markdown_table(results, sets, scale):
+    """One row per model, one column per test set."""
+    figures = " / ".join(key.upper() for key in mean_figures(results["bicubic"][sets[0]]))
+    lines = [f"| x{scale}, {figures} | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
     for model, by_set in results.items():
-        means = [mean_figures(by_set[name]) for name in sets]
-        cells = [" / ".join(digits[column].format(mean[column]).replace("0.", ".", 1) if column != "psnr" else digits[column].format(mean[column]) for column in columns) for mean in means]
-        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+        lines.append(f"| {model} | {' | '.join(table_cell(by_set[name]) for name in sets)} |")
     return "\n".join(lines)
 
 
+def save_images(folder, pairs, models, entries):
+    """Write each model's pictures of a test set, a labelled panel per image, and a page with a slider per image."""
+    figures = []
+    for i in tqdm(range(len(pairs)), desc=f"pictures of {folder.name}", unit="image", disable=None):
+        name, lr_img, hr_img = pairs[i]
+        labels, images = [], []
+        for model, network in models.items():
+            sr_img = enlarge(lr_img, pairs.scale) if network is None else upscale(network, lr_img)
+            write_image(folder / f"{name}_{model}.png", sr_img)
+            labels.append(f"{model} {entries[model][i]['psnr']:.2f} dB")
+            images.append(sr_img)
+        labels, images = [*labels, "HR"], [*images, hr_img]
+        with atomic_write(folder / f"{name}_panel.png") as file:
+            stack([labelled_row(images, labels)]).save(file, "PNG")
+        figures.append(slider_figure(name, images, labels, before=0, after=len(models) - 1))
+    write_page(folder / "compare.html", folder.name, figures)
+
+
 def main(args):
-    device = pick_device(args.device)
-    dtype = pick_dtype(args.precision, device)
-    models, scale = load_models(args.weights, device, dtype, args.scale)
-    sets = {Path(name).name: TestPairs(test_images(name, args.data_folder), scale, args.lr_folder) for name in args.test_sets}
+    processes = Processes(args.device)
+    device = processes.device
+    models, scale = load_models(args.weights, device, pick_dtype(args.precision, device), args.scale)
+    sets = load_sets(args.test_sets, args.data_folder, scale, args.lr_folder)
     metrics = {"lpips": load_lpips(args.lpips_backbone, device)} if args.lpips else {}
     results = {model: {} for model in models}
     for set_name, pairs in sets.items():
         for model, network in models.items():
-            bar = tqdm(total=len(pairs), desc=f"{set_name}, {model}", unit="image", disable=None)
-            results[model][set_name] = evaluate(network, pairs, metrics, on_image=lambda *_, bar=bar: bar.update())
+            bar = tqdm(total=len(pairs), desc=f"{set_name}, {model}", unit="image", leave=False, disable=None)
+            entries = evaluate(network, pairs, metrics, processes, on_image=lambda _, bar=bar: bar.update())
+            results[model][set_name] = entries
             bar.close()
-    columns = ["psnr", "ssim", *metrics]
-    print(markdown_table(results, list(sets), columns))
+    if processes.rank > 0:
+        return
+    table = markdown_table(results, list(sets), scale)
+    print(table)
+    write_text(args.output / "metrics.md", table + "\n")
+    write_text(args.output / "metrics.json", json.dumps(finite(results), indent=2, ensure_ascii=False) + "\n")
+    if args.save_images:
+        for set_name, pairs in sets.items():
+            entries = {model: results[model][set_name] for model in models}
+            save_images(args.output / set_name, pairs, models, entries)
+    print(f"written to {args.output}: metrics.md metrics.json{' ' * args.save_images}{' '.join(list(sets) * args.save_images)}")
+
+
+def finite(value):
+    """The value with null for what JSON has no number for: the PSNR of equal images, the SSIM of tiny ones."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

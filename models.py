@@ -125,9 +125,9 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """The discriminator (section 2.1.1, figure 4): HR or SR images (N, 3, H, W) in [-1, 1] -> logits (N,).
 
-    Eight convolutions of `channels` to 8 * `channels` (64 to 512), strides 1 and 2 in turn, batch normalisation from the second. The adaptive
-    pool makes the size of the images free (the paper's 96 pixels arrive at it as 6x6). The paper ends in a sigmoid; here
-    it belongs to the loss, BCEWithLogitsLoss. The images must be at least 16 pixels wide and high to be told apart.
+    Eight convolutions of `channels` to 8 * `channels` (64 to 512), strides 1 and 2 in turn, batch normalisation from the
+    second. The adaptive pool makes the size of the images free (the paper's 96 pixels arrive at it as 6x6). The paper
+    ends in a sigmoid; here it belongs to the loss, BCEWithLogitsLoss.
     """
 
     def __init__(self, channels: int = 64):
@@ -148,9 +148,9 @@ class Discriminator(nn.Module):
 
 
 class TruncatedVGG19(nn.Module):
-    """VGG19 up to (the activation of) the j-th convolution before the i-th max-pool: images (N, 3, H, W) in [-1, 1] -> features.
+    """VGG19 up to the j-th convolution before the i-th max-pool, activation included: images in [-1, 1] -> features.
 
-    phi_i,j of section 2.2.1; VGG54, i=5 and j=4, is the paper's choice. Frozen, and in eval mode whatever `train` says.
+    (N, 3, H, W) -> (N, C, H / 2^(i-1), W / 2^(i-1)). phi_i,j of section 2.2.1; VGG54, i=5 and j=4, is the paper's choice. Frozen, and in eval mode whatever `train` says.
     `weights` is "imagenet" (torchvision downloads its weights) or the path of a state dict of `vgg19().features`, or is
     a state dict itself. Raises ValueError for an i, j that VGG19 does not have or weights that do not fit, OSError for
     weights that cannot be had.

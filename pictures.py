@@ -55,9 +55,7 @@ def read_picture(path) -> Picture:
         else:
             upright = ImageOps.exif_transpose(image)
             frame = _deep_frame(path, image) or _frame(upright)
-            gray = upright.mode in ("1", "L", "LA", "La") or upright.mode.startswith("I") or frame.rgb.dtype == np.uint16 and (
-                image.mode in ("L", "LA")
-            )
+            gray = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
             frames, size = [frame], frame.rgb.shape[1::-1]
             form = LOSSLESS_INPUTS.get(image.format, "png")
         info = {key: image.info[key] for key in ("icc_profile", "dpi", "loop") if image.info.get(key)}
@@ -182,9 +180,14 @@ def write_picture(path, picture):
         raise UserError(f"{path}: cannot be written as {form}: {error}") from None
 
 
+def to_8_bits(pixels):
+    """uint8 or uint16 -> uint8."""
+    return pixels if pixels.dtype == np.uint8 else np.round(pixels / 257).astype(np.uint8)
+
+
 def _image(frame, gray, form):
     """The Pillow image of a frame, at 8 bits; transparency is laid on white where the format has none."""
-    rgb, alpha = (None if x is None else (x if x.dtype == np.uint8 else (x // 257).astype(np.uint8)) for x in (frame.rgb, frame.alpha))
+    rgb, alpha = to_8_bits(frame.rgb), None if frame.alpha is None else to_8_bits(frame.alpha)
     image = Image.fromarray(rgb)
     if gray:
         image = Image.fromarray(np.round(rgb.mean(axis=2)).astype(np.uint8))

@@ -30,11 +30,11 @@ def parse_arguments():
         metavar="FILE",
         help="the weights to mix in, which --weights were trained from",
     )
-    add("--outscale", type=number(float, 0.01), metavar="FACTOR", help="resize the result to this factor (default: the weights')")
+    add("--outscale", type=number(float, 0.01), metavar="FACTOR", help="resize the result to this factor (default: keep it)")
     add("--format", choices=FORMATS, help="of the results (default: the input's if it is lossless, else png)")
     add("--overwrite", action="store_true", help="replace results that exist")
     add("--compare", action="store_true", help="also write a labelled panel and a page with a before/after slider")
-    add("--tile", type=number(int, 16), metavar="PIXELS", help="side of the tiles, input pixels (default: what fits in memory)")
+    add("--tile", type=number(int, 16), metavar="PIXELS", help="side of the tiles of the input (default: what fits in memory)")
     add_device_arguments(parser)
     return parser.parse_args()
 
@@ -54,7 +54,7 @@ from tqdm import tqdm
 from comparison import labelled_row, slider_figure, stack, write_page
 from models import for_inference
 from pictures import FORMATS as ENDINGS
-from pictures import Frame, read_picture, write_picture
+from pictures import Frame, read_picture, to_8_bits, write_picture
 from utils import (
     IMAGE_SUFFIXES,
     UserError,
@@ -111,7 +111,7 @@ def upscale_frame(network, frame, args):
 
 def compare(lr_img, sr_img, target, network):
     """Write the panel and the slider page of a result beside it: bilinear and bicubic enlargement, and the network's."""
-    lr_img, sr_img = (img if img.dtype == np.uint8 else (img // 257).astype(np.uint8) for img in (lr_img, sr_img))
+    lr_img, sr_img = to_8_bits(lr_img), to_8_bits(sr_img)
     height, width = sr_img.shape[:2]
     images = [enlarge(lr_img, (height, width), method) for method in ("bilinear", "bicubic")] + [sr_img]
     labels = ["bilinear", "bicubic", network]
@@ -140,8 +140,8 @@ def upscale_file(path, network, args, written):
     first, seconds, size = [], [0.0], [None]
 
     def results():
-        frames = tqdm(picture.frames, total=picture.count, unit="frame", leave=False, disable=None if picture.count > 1 else True)
-        for frame in frames:
+        quiet = None if picture.count > 1 else True  # None: a bar if stderr is a terminal
+        for frame in tqdm(picture.frames, total=picture.count, unit="frame", leave=False, disable=quiet):
             start = time.perf_counter()
             result = upscale_frame(network, frame, args)
             seconds[0] += time.perf_counter() - start

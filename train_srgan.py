@@ -16,12 +16,12 @@ from utils import ArgumentParser, add_training_arguments, check_training_argumen
 def parse_arguments():
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add("--init", metavar="FILE", help="weights to start the generator from, as of stage 1; or none: from scratch, as nobody should")
+    add("--init", metavar="FILE", help="weights of stage 1 to start from; or none: from scratch, as nobody should")
     add("--blocks", type=number(int, 1), default=16, help="residual blocks of the generator, for --init none")
     add("--channels", type=number(int, 1), default=64, help="channels of the generator, for --init none")
-    add("--discriminator-channels", type=number(int, 1), default=64, help="channels of the discriminator's first convolution")
-    add("--vgg-weights", default="imagenet", metavar="FILE", help="state dict of VGG19's features, or imagenet: torchvision downloads it")
-    add("--vgg-layer", type=number(int, 11, 54), default=54, metavar="IJ", help="phi_i,j: 54 is the 4th convolution before the 5th max-pool")
+    add("--discriminator-channels", type=number(int, 1), default=64, help="of the discriminator's first convolution")
+    add("--vgg-weights", default="imagenet", metavar="FILE", help="state dict of VGG19's features; imagenet is downloaded")
+    add("--vgg-layer", type=number(int, 11, 54), default=54, metavar="IJ", help="54: the 4th convolution before max-pool 5")
     add(
         "--vgg-factor",
         type=number(float, 0),
@@ -32,7 +32,7 @@ def parse_arguments():
     add("--adversarial-weight", type=number(float, 0), default=1e-3, help="of the adversarial loss")
     add("--texture-weight", type=number(float, 0), default=0.0, help="of the distance between Gram matrices of VGG features")
     add("--pixel-weight", type=number(float, 0), default=0.0, help="of the mean squared error between pixels")
-    add("--lpips-backbone", metavar="FILE", help="state dict of AlexNet's features, or imagenet: measure LPIPS, and choose best.pth by it")
+    add("--lpips-backbone", metavar="FILE", help="state dict of AlexNet's features, or imagenet: choose best.pth by LPIPS")
     add_training_arguments(parser, steps=200_000, learning_rate=1e-4, schedule="step")
     return parser.parse_args()
 

@@ -6,7 +6,6 @@ missing file are answered at once.
 
 import argparse
 import contextlib
-import copy
 import csv
 import json
 import math
@@ -103,21 +102,19 @@ def add_training_arguments(parser, steps, learning_rate, schedule):
     add("--ema-decay", type=number(float, 0, 1), default=0.999, help="of the moving average of the weights, per step")
     add("--freeze-bn", action="store_true", help="keep the statistics of batch normalisation as they are at the start")
     add("--seed", type=number(int, 0), default=0, help="of the initial weights and the sample stream")
-    add("--workers", type=number(int, 0), help="loader processes (default: 0 with a pack on the CPU, else one per core, at most 8)")
+    add("--workers", type=number(int, 0), help="loader processes (default: 0 for a pack on the CPU, else one per core, up to 8)")
     add_device_arguments(parser)
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where a long run gains from it")
     add("--validate-on", default="validation", help="name of a list in the data folder, or a folder of HR images")
     add("--validate-every", type=number(int, 1), default=5000, help="steps")
     add("--save-every", type=number(int, 1), default=1000, help="steps")
     add("--log-every", type=number(int, 1), default=100, help="steps")
-    add("--dry-run", action="store_true", help="two steps, one evaluation, one save, in a run named dry_run that is overwritten")
+    add("--dry-run", action="store_true", help="two steps, one evaluation, one save, in the run dry_run, which is overwritten")
 
 
-# What may differ when a run is resumed: none of it changes the result of the training, save for rounding.
-FREE_ON_RESUME = set(
-    "data_folder run resume workers device precision compile validate_on validate_every save_every log_every dry_run"
-    " vgg_weights lpips_weights init".split()
-)
+# What may differ when a run is resumed: it changes where things are, how fast they go or what is shown, not what is learnt.
+FREE_ON_RESUME = {"data_folder", "run", "resume", "workers", "device", "precision", "compile", "dry_run", "init"}
+FREE_ON_RESUME |= {"validate_on", "validate_every", "save_every", "log_every"}
 
 
 def check_training_arguments(args):
@@ -186,6 +183,40 @@ def should_compile(args, device, dtype):
     return True
 
 
+class Processes:
+    """The device, and the processes that work together under torchrun: NCCL between GPUs, Gloo between CPUs.
+
+    Outside torchrun there is one, of rank 0. Raises UserError for a device that is not to be had.
+    """
+
+    def __init__(self, device_name="auto"):
+        import torch
+
+        self.rank, self.count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.device = pick_device(device_name)
+        if self.count == 1:
+            return
+        if self.device.type == "cuda":
+            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(self.device)
+        torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        self.control = torch.distributed.new_group(backend="gloo")  # for flags and figures, which are not on the GPU
+
+    def any(self, flag) -> bool:
+        """Whether the flag is up in any of the processes."""
+        return any(self.gather(flag))
+
+    def gather(self, value) -> list:
+        """The values of all processes, by rank."""
+        import torch
+
+        if self.count == 1:
+            return [value]
+        values = [None] * self.count
+        torch.distributed.all_gather_object(values, value, group=self.control)
+        return values
+
+
 class Run:
     """One training run: its folders and logs, its processes, and when to print, validate, save and stop.
 
@@ -198,10 +229,8 @@ class Run:
 
         self.args, self.name = args, "dry_run" if args.dry_run else args.run or default_name
         self.checkpoints, self.results = Path("checkpoints") / self.name, Path("results") / self.name
-        self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.device = pick_device(args.device)
-        if self.world_size > 1:
-            self._join_processes()
+        self.processes = Processes(args.device)
+        self.rank, self.world_size, self.device = self.processes.rank, self.processes.count, self.processes.device
         if args.dry_run:
             args.steps, args.log_every, args.validate_every, args.save_every = 2, 1, 2, 2
         taken = self.checkpoints.exists() or self.results.exists()
@@ -216,15 +245,6 @@ class Run:
         self.sums, self.count, self.best = {}, 0, None
         self.first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
         self.bad_files, self.stop_signal, self.stopping = [], None, False
-
-    def _join_processes(self):
-        import torch
-
-        if self.device.type == "cuda":
-            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(self.device)
-        torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-        self.control = torch.distributed.new_group(backend="gloo")  # for flags and figures, off the GPU
 
     def parallel(self, network):
         """The network to train with: synchronised, distributed, compiled, as the run needs it."""
@@ -380,12 +400,7 @@ class Run:
 
     def save_due(self, step):
         """Whether to save now: every --save-every steps, at the last, and when a signal asks the run to stop."""
-        import torch
-
-        stop = torch.tensor(self.stop_signal is not None)
-        if self.world_size > 1:
-            torch.distributed.all_reduce(stop, torch.distributed.ReduceOp.MAX, group=self.control)
-        self.stopping = bool(stop)
+        self.stopping = self.processes.any(self.stop_signal is not None)
         due = self.stopping or step % self.args.save_every == 0 or step == self.args.steps
         if due:
             self._check_finite()
@@ -395,7 +410,7 @@ class Run:
         """Measure a network from `for_inference` on test pairs; record, print and return the means; write a sample panel."""
         if self.rank == 0:
             write_panel(self.results / "samples" / f"step_{step:08d}.png", network, pairs)
-        entries = evaluate(network, pairs, more_metrics, self.rank, self.world_size)
+        entries = evaluate(network, pairs, more_metrics, self.processes)
         means = mean_figures(entries)
         self.record(step, **{f"validation/{key}": value for key, value in means.items()})
         self.print(f"step {step}: validation " + "  ".join(f"{key} {value:.4f}" for key, value in means.items()))
@@ -426,7 +441,10 @@ class Run:
         self.print(f"step {step}: saved {path}")
 
     def restore(self, checkpoint):
-        """Take up the log and the best figure of a checkpoint; return its step. Raises UserError for other arguments."""
+        """Take up the log and the best figure of a checkpoint and return its step.
+
+        Raises UserError if the arguments now would change the result.
+        """
         import torch
 
         before, now = checkpoint["args"], vars(self.args)
@@ -472,6 +490,8 @@ def atomic_write(path):
 
 
 def write_text(path, text):
+    """Write a small file, whole or not at all, making its folder if need be."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(text.encode())
 
@@ -676,6 +696,13 @@ def read_image(path) -> np.ndarray:
         raise ImageError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from None
 
 
+def write_image(path, img):
+    """Write (H, W, 3) uint8 as a PNG file, whole or not at all, making its folder if need be."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        Image.fromarray(img).save(file, "PNG")
+
+
 def crop_to_multiple(image, scale, name="image"):
     """The image without the last rows and columns that are no multiple of `scale`. Raises ImageError if none are left."""
     height, width = (size // scale * scale for size in image.shape[:2])
@@ -734,7 +761,7 @@ def upscale(network, lr_img, tile=None, progress=None) -> np.ndarray:
             if not is_out_of_memory(error):
                 raise
             if tile <= 16:
-                raise UserError("not enough memory even for a tile of 16 pixels: close other programs, or --device cpu") from None
+                raise UserError("not enough memory even for a tile of 16 pixels; close other programs") from None
             tile = max(16, min(tile, max(bottom - top, right - left)) // 2)
             todo.append(part)
             continue
@@ -845,27 +872,24 @@ def test_images(name, data_folder="data"):
     return read_list(found)
 
 
-def evaluate(network, pairs, more_metrics=None, rank=0, world_size=1, on_image=None) -> list[dict]:
+def evaluate(network, pairs, more_metrics=None, processes=None, on_image=None) -> list[dict]:
     """PSNR, SSIM and `more_metrics` (functions of the SR and the HR image, by name) of each image, by the README's protocol.
 
-    `pairs` is a datasets.TestPairs; `network` comes from `for_inference`, or is None for bicubic enlargement. With
-    several processes each measures its share and all get the whole list. `on_image(name, lr, sr, hr)` sees each image.
+    `pairs` is a datasets.TestPairs; `network` comes from `for_inference`, or is None for bicubic enlargement. Of several
+    `processes` each measures its share and all get the whole list. `on_image(entry)` hears of each image.
     """
+    rank, count = (processes.rank, processes.count) if processes else (0, 1)
     entries = {}
-    for i in range(rank, len(pairs), world_size):
+    for i in range(rank, len(pairs), count):
         name, lr_img, hr_img = pairs[i]
         sr_img = enlarge(lr_img, pairs.scale) if network is None else upscale(network, lr_img)
         entries[i] = {"image": name, "psnr": psnr(sr_img, hr_img, pairs.scale), "ssim": ssim(sr_img, hr_img, pairs.scale)}
         for key, measure in (more_metrics or {}).items():
             entries[i][key] = measure(sr_img, hr_img)
         if on_image:
-            on_image(name, lr_img, sr_img, hr_img)
-    if world_size > 1:
-        import torch
-
-        shares = [None] * world_size
-        torch.distributed.all_gather_object(shares, entries)
-        entries = {i: entry for share in shares for i, entry in share.items()}
+            on_image(entries[i])
+    if count > 1:
+        entries = {i: entry for share in processes.gather(entries) for i, entry in share.items()}
     return [entries[i] for i in sorted(entries)]
 
 

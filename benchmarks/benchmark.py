@@ -1,0 +1,449 @@
+"""Measure this repository against a plain baseline, in alternation, and print a Markdown table of medians and ratios.
+
+    python benchmarks/benchmark.py --output benchmarks/results.md
+    python benchmarks/benchmark.py --quick
+    python benchmarks/benchmark.py --only loader waiting --images train2014
+
+The baseline is what a few plain lines of PyTorch do: float32, contiguous NCHW, eager, one crop per decoded image, the
+same networks. It stands at the top of this file. benchmarks/README.md says how to read the table.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils import ArgumentParser, add_device_arguments, number, user_errors
+
+NAMES = ("srresnet-step", "srgan-step", "loader", "waiting", "upscale", "start")
+
+
+def parse_arguments():
+    parser = ArgumentParser(__doc__)
+    add = parser.add_argument
+    add("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=f"what to measure, of {', '.join(NAMES)}")
+    add("--rounds", type=number(int, 1), default=7, help="measurements of each side, in turn; the table has their medians")
+    add("--quick", action="store_true", help="2 rounds at most and small sizes: to see that everything runs")
+    add("--batch-size", type=number(int, 1), default=16, help="crops per training step")
+    add("--crop-size", type=number(int, 16), default=96, help="side of the HR crops, pixels")
+    add_device_arguments(parser)
+    add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile for our steps; auto: on CUDA")
+    add("--images", type=Path, metavar="DIR", help="JPEGs for the loader (default: 1024-pixel ones out of scikit-image)")
+    add("--vgg-weights", type=Path, metavar="FILE", help="VGG19's features (default: random ones, which are as fast)")
+    add("--output", type=Path, metavar="FILE", help="write the table there too")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":  # before the imports that take seconds
+    args = parse_arguments()
+
+import contextlib
+import datetime
+import itertools
+import os
+import platform
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, process
+from multiprocessing import get_context
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import create_data_lists
+import models
+import train_srgan
+import train_srresnet
+from datasets import SAMPLES_PER_CHUNK, SRDataset, train_loader, training_pair
+from utils import UserError, is_out_of_memory, pick_device, pick_dtype, save_checkpoint, upscale, write_text
+
+# --- The plain baseline ----------------------------------------------------------------------------------------------
+
+
+def plain_srresnet_step(network, optimizer, lr_imgs, hr_imgs):
+    loss = F.mse_loss(network(lr_imgs), hr_imgs)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def plain_srgan_step(generator, discriminator, vgg, optimizer_g, optimizer_d, lr_imgs, hr_imgs):
+    sr_imgs = generator(lr_imgs)
+    sr_features, hr_features = vgg(sr_imgs), vgg(hr_imgs).detach()
+    sr_logits = discriminator(sr_imgs)
+    adversarial = F.binary_cross_entropy_with_logits(sr_logits, torch.ones_like(sr_logits))
+    generator_loss = F.mse_loss(sr_features, hr_features) + 1e-3 * adversarial
+    optimizer_g.zero_grad()
+    generator_loss.backward()  # also fills the gradients of the discriminator's weights, for nothing
+    optimizer_g.step()
+
+    hr_logits, sr_logits = discriminator(hr_imgs), discriminator(sr_imgs.detach())
+    discriminator_loss = F.binary_cross_entropy_with_logits(hr_logits, torch.ones_like(hr_logits))
+    discriminator_loss = discriminator_loss + F.binary_cross_entropy_with_logits(sr_logits, torch.zeros_like(sr_logits))
+    optimizer_d.zero_grad()
+    discriminator_loss.backward()
+    optimizer_d.step()
+    return generator_loss.item(), discriminator_loss.item()
+
+
+class PlainDataset(torch.utils.data.Dataset):
+    """One random crop of each image that is decoded, and its LR image by Pillow."""
+
+    def __init__(self, paths, crop_size, length):
+        self.paths, self.crop_size, self.length = paths, crop_size, length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, i):
+        image, size = Image.open(self.paths[i % len(self.paths)]).convert("RGB"), self.crop_size
+        left, top = random.randint(0, image.width - size), random.randint(0, image.height - size)
+        hr_img = image.crop((left, top, left + size, top + size))
+        lr_img = hr_img.resize((size // 4, size // 4), Image.Resampling.BICUBIC)
+        lr, hr = (torch.from_numpy(np.array(img)).permute(2, 0, 1).contiguous().float().div(255) for img in (lr_img, hr_img))
+        return lr, 2 * hr - 1
+
+
+def plain_upscale(network, lr_img):
+    with torch.no_grad():
+        lr = torch.from_numpy(lr_img).permute(2, 0, 1)[None].float().div(255).to(next(network.parameters()).device)
+        sr = network(lr)[0].clamp(-1, 1).add(1).mul(127.5).round().byte()
+        return sr.permute(1, 2, 0).cpu().numpy()
+
+
+# --- Measuring -------------------------------------------------------------------------------------------------------
+
+
+def seconds(function, device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    before = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - before
+
+
+def alternate(args, **sides):
+    """The median seconds of each function, called in turn: A B A B ... after each was called once to warm up."""
+    for function in sides.values():
+        function()
+    times = {name: [] for name in sides}
+    for _ in range(args.rounds):
+        for name, function in sides.items():
+            times[name].append(seconds(function, args.device))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def adam(network, ours):
+    return torch.optim.Adam(network.parameters(), 1e-4, fused=True) if ours else torch.optim.Adam(network.parameters(), 1e-4)
+
+
+def prepared(network, args, ours):
+    """The network on the device, and for our side channels last, and compiled where asked for."""
+    network.to(args.device, memory_format=torch.channels_last if ours else torch.contiguous_format)
+    return torch.compile(network) if ours and args.compile else network
+
+
+def steps(args):
+    """SRResNet's training step of each side, as functions of a batch."""
+    plain, ours = (prepared(models.SRResNet(), args, side) for side in (False, True))
+    plain_adam, our_adam = adam(plain, False), adam(ours, True)
+    return (
+        lambda lr, hr: plain_srresnet_step(plain, plain_adam, lr, hr),
+        lambda lr, hr: train_srresnet.train_step(ours, our_adam, lr, hr, args.dtype),
+    )
+
+
+def batch(args):
+    """Random crops on the device, as each side's loader gives them: (plain LR and HR), (our LR and HR)."""
+    crops = torch.randint(0, 256, (args.batch_size, 3, args.crop_size, args.crop_size), dtype=torch.uint8).to(args.device)
+    ours = training_pair(crops, 4)
+    return tuple(imgs.contiguous() for imgs in ours), ours
+
+
+def measure_srresnet_step(args):
+    plain, ours = steps(args)
+    plain_batch, our_batch = batch(args)
+    times = alternate(args, plain=lambda: plain(*plain_batch), ours=lambda: ours(*our_batch))
+    yield f"SRResNet training step, {args.batch_size} crops of {args.crop_size}", "s", times["plain"], times["ours"]
+
+
+def measure_srgan_step(args):
+    weights = args.vgg_weights
+    if weights is None:
+        layers = models.vgg19_features()
+        for parameter in layers.parameters():
+            if parameter.dim() == 4:
+                torch.nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
+        weights = layers.state_dict()
+    options = SimpleNamespace(content_loss="mse", vgg_factor=1.0, adversarial_weight=1e-3, texture_weight=0, pixel_weight=0)
+    sides = {}
+    for name, imgs in zip(("plain", "ours"), batch(args)):
+        ours = name == "ours"
+        generator, discriminator = (prepared(network, args, ours) for network in (models.Generator(), models.Discriminator()))
+        vgg = models.TruncatedVGG19(5, 4, weights).requires_grad_(not ours)  # the usual code leaves it its gradients
+        vgg.to(args.device, memory_format=torch.channels_last if ours else torch.contiguous_format)
+        networks = generator, discriminator, vgg, adam(generator, ours), adam(discriminator, ours)
+        if ours:
+            sides[name] = lambda n=networks, i=imgs: train_srgan.train_step(*n, *i, options, args.dtype)
+        else:
+            sides[name] = lambda n=networks, i=imgs: plain_srgan_step(*n, *i)
+    times = alternate(args, **sides)
+    yield f"SRGAN training step with VGG19, {args.batch_size} crops of {args.crop_size}", "s", times["plain"], times["ours"]
+
+
+def make_lists(args):
+    """The images of --images, or 64 made here, as list A without and list B with a pack: (paths, list A, list B)."""
+    folder = args.images or args.temporary / "images"
+    if not folder.exists() and not args.images:
+        from skimage import data
+
+        folder.mkdir()
+        pictures = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in ("astronaut", "chelsea", "coffee", "rocket")]
+        for i in range(64):
+            picture = pictures[i % len(pictures)].resize((1024, 768), Image.Resampling.BICUBIC)
+            picture.save(folder / f"{i:02d}.jpg", quality=90)
+    paths = sorted(path for path in folder.glob("**/*") if path.suffix.lower() in (".jpg", ".jpeg"))[:256]
+    shapes = {path: Image.open(path).size[::-1] for path in paths}
+    shapes = {path: shape for path, shape in shapes.items() if min(shape) >= args.crop_size}
+    if not shapes:
+        raise UserError(f"{folder}: no JPEGs of at least {args.crop_size} pixels")
+    lists = [args.temporary / name / "train_images.json" for name in ("files", "packed")]
+    with contextlib.redirect_stdout(sys.stderr):
+        for list_file, pack in zip(lists, ("off", "on")):
+            list_file.parent.mkdir(exist_ok=True)
+            create_data_lists.write_list(list_file, shapes)
+            create_data_lists.write_list(list_file.with_name("validation_images.json"), list(shapes)[:1])
+            create_data_lists.write_pack(list_file, shapes, pack, 0)
+    return list(shapes), *lists
+
+
+def plain_loader(paths, args, workers=0):
+    dataset = PlainDataset(paths, args.crop_size, 10**9)
+    return iter(torch.utils.data.DataLoader(dataset, args.batch_size, num_workers=workers))
+
+
+def our_loader(list_file, args, workers=0):
+    """(LR, HR) pairs as utils.Run.steps makes them out of the loader's crops."""
+    loader = train_loader(SRDataset(list_file, args.crop_size), args.batch_size, workers=workers, pin_memory=workers > 0)
+    return (training_pair(crops.to(args.device, non_blocking=True), 4) for crops, _ in loader)
+
+
+def measure_loader(args):
+    paths, files, packed = make_lists(args)
+    steps = max(1, SAMPLES_PER_CHUNK // args.batch_size)  # a chunk, which our loader makes at one go
+    crops = steps * args.batch_size
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # figures are for one core
+
+    def take(loader):
+        return lambda: [None for _ in itertools.islice(loader, steps)]
+
+    def hr_only(list_file):
+        return take(train_loader(SRDataset(list_file, args.crop_size), args.batch_size))
+
+    _, (_, hr_imgs) = batch(args)
+    pixels = hr_imgs.add(1).mul(127.5).round().byte().contiguous()
+    loaders = {"JPEGs": files, "the pack": packed}
+    sides = {name: take(our_loader(list_file, args)) for name, list_file in loaders.items()}
+    sides |= {f"{name}, HR only": hr_only(list_file) for name, list_file in loaders.items()}
+    times = alternate(
+        args, plain=take(plain_loader(paths, args)), **sides, pairs=lambda: [training_pair(pixels, 4) for _ in range(steps)]
+    )
+    torch.set_num_threads(threads)
+    for name in loaders:
+        yield f"training pairs from {name}, one core", "crops/s", crops / times["plain"], crops / times[name]
+    for name in loaders:
+        yield f"of this the HR crops from {name}", "crops/s", None, crops / times[f"{name}, HR only"]
+    yield f"of this degradation and ranges on {args.device}", "crops/s", None, crops / times["pairs"]
+
+
+def measure_waiting(args):
+    """The share of a loop's wall time that passes in next(loader), over one chunk of ours, after a first step."""
+    paths, files, packed = make_lists(args)
+    plain_step, our_step = steps(args)
+    count = max(1, SAMPLES_PER_CHUNK // args.batch_size)
+    workers = max(1, min(8, os.cpu_count() or 1))
+    for_pack = 0 if args.device.type == "cpu" else workers  # as utils.Run.loader decides
+
+    def share(loader, step):
+        for i in range(1 + count):
+            if i <= 1:
+                waited, start = 0.0, time.perf_counter()
+            before = time.perf_counter()
+            lr_imgs, hr_imgs = next(loader)
+            waited += time.perf_counter() - before
+            seconds(lambda lr=lr_imgs, hr=hr_imgs: step(lr.to(args.device), hr.to(args.device)), args.device)
+        return 100 * waited / (time.perf_counter() - start)
+
+    plain = share(plain_loader(paths, args, workers), plain_step)
+    yield f"time waiting for data, JPEGs, {workers} workers", "%", plain, share(our_loader(files, args, workers), our_step)
+    yield f"time waiting for data, the pack, {for_pack} workers", "%", plain, share(our_loader(packed, args, for_pack), our_step)
+
+
+def start_side(ours, device, dtype):
+    """In a process of its own: the network of one side, ready to upscale, kept for upscale_in_child."""
+    global child
+    torch.manual_seed(0)
+    network = models.SRResNet().eval()
+    child = (upscale, models.for_inference(network, device, dtype)) if ours else (plain_upscale, network.to(device))
+
+
+def upscale_in_child(height, width):
+    """Seconds, and the highest memory so far in MB (of the process on the CPU, of tensors on CUDA); None: out of memory."""
+    function, network = child
+    device, img = next(network.parameters()).device, np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    if device.type == "cpu" and Path("/proc/self/statm").exists():  # fail, rather than bring the machine to its knees
+        import resource
+
+        page = os.sysconf("SC_PAGE_SIZE")
+        used = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (page * (used + int(0.9 * os.sysconf("SC_AVPHYS_PAGES"))), resource.RLIM_INFINITY))
+    try:
+        time_taken = seconds(lambda: function(network, img), device)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            return None
+        raise
+    return time_taken, peak_memory(device)
+
+
+def peak_memory(device):
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:  # on Linux ru_maxrss may be that of the process that started this one
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1e3
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def measure_upscale(args):
+    for height, width in ((64, 64), (128, 128), (200, 300)) if args.quick else ((128, 128), (512, 512), (1500, 2000)):
+        rounds = args.rounds + 1 if height == width else 1  # the first is to warm up
+        names, results = ("plain", "ours"), {"plain": [], "ours": []}
+        with contextlib.ExitStack() as stack:
+            pools = {}
+            for name in names:
+                start = (name == "ours", str(args.device), args.dtype)
+                pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=start_side, initargs=start)
+                pools[name] = stack.enter_context(pool)
+            for _ in range(rounds):
+                for name in names:
+                    try:
+                        results[name].append(pools[name].submit(upscale_in_child, height, width).result())
+                    except process.BrokenProcessPool:  # killed, as for want of memory
+                        results[name].append(None)
+        figures = {"plain": ("out of memory",) * 2, "ours": ("out of memory",) * 2}
+        for name, values in results.items():
+            if None not in values:
+                figures[name] = statistics.median(v[0] for v in values[-args.rounds :]), values[-1][1]
+        size = f"upscaling {width}x{height} to {4 * width}x{4 * height}"
+        yield size, "s", figures["plain"][0], figures["ours"][0]
+        yield f"{size}, peak memory", "MB", figures["plain"][1], figures["ours"][1]
+
+
+def measure_start(args):
+    """Whole commands, in a folder of their own."""
+    *_, packed = make_lists(args)
+    device = ["--device", str(args.device), "--precision", args.precision]
+
+    def import_torch():
+        subprocess.run([sys.executable, "-c", "import torch"], check=True)
+
+    def first_step():
+        options = ["--run", f"run_{time.time_ns()}", "--log-every", "1", "--compile", "off", "--data-folder", packed.parent]
+        sizes = ["--batch-size", str(args.batch_size), "--crop-size", str(args.crop_size)]
+        command = [sys.executable, ROOT / "train_srresnet.py", *options, *sizes, *device]
+        before = time.perf_counter()
+        with subprocess.Popen(command, cwd=args.temporary, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+            lines = []
+            for line in run.stdout:
+                lines.append(line)
+                if line.startswith("step 1/"):
+                    time_taken = time.perf_counter() - before
+                    run.kill()
+                    return time_taken
+        raise UserError(f"train_srresnet.py failed: {''.join(lines[-3:])}")
+
+    weights = ROOT / "checkpoints" / "srgan_x4.pth"
+    if not weights.exists():
+        weights, network = args.temporary / "weights.pth", models.Generator()
+        save_checkpoint(weights, {"config": network.config, "weights": network.state_dict(), "step": 0})
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)).save(args.temporary / "small.png")
+
+    def test_py():
+        command = [sys.executable, ROOT / "test.py", "small.png", "--weights", weights, "--output", "results", *device]
+        result = subprocess.run(command, cwd=args.temporary, capture_output=True, text=True)
+        if result.returncode:
+            raise UserError(f"test.py failed: {result.stderr[-300:]}")
+
+    first_step()  # to warm up the file cache
+    first = statistics.median(first_step() for _ in range(min(3, args.rounds)))
+    times = alternate(args, torch=import_torch, test=test_py)
+    yield "for comparison: python -c 'import torch'", "s", None, times["torch"]
+    yield "from the command to the first training step", "s", None, first
+    yield "test.py on a picture of 128x128, the whole command", "s", None, times["test"]
+
+
+# --- Report ----------------------------------------------------------------------------------------------------------
+
+
+def machine(args):
+    cpu, memory = platform.processor() or platform.machine(), ""
+    with contextlib.suppress(OSError, IndexError):
+        cpu = Path("/proc/cpuinfo").read_text().split("model name")[1].split(":")[1].split("\n")[0].strip()
+        memory = f", {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB of memory"
+    units = "with" if pick_dtype("auto", torch.device("cpu")) == torch.bfloat16 else "without"
+    gpu = f"; GPU: {torch.cuda.get_device_name(args.device)}" if args.device.type == "cuda" else ""
+    return (
+        f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {units} bf16 units{memory}{gpu}; "
+        f"PyTorch {torch.__version__}; {datetime.date.today()}.\n\nOurs: {args.device.type}, {str(args.dtype)[6:]}, "
+        f"channels last, torch.compile {'on' if args.compile else 'off'}. {args.rounds} rounds in alternation, medians."
+    )
+
+
+def table_row(name, unit, plain, ours):
+    def cell(value):
+        return f"{value:#.3g}".rstrip(".") + f" {unit}" if isinstance(value, float) and value < 1000 else (
+            f"{value:.0f} {unit}" if isinstance(value, float) else value or "-")
+
+    ratio = "-"
+    if isinstance(plain, float) and isinstance(ours, float) and plain and ours:
+        ratio = f"{ours / plain if unit == 'crops/s' else plain / ours:.2f}x"
+    return f"| {name} | {cell(plain)} | {cell(ours)} | {ratio} |"
+
+
+def main(args):
+    args.device = pick_device(args.device)
+    args.dtype = pick_dtype(args.precision, args.device)
+    args.compile = args.compile == "on" or (args.compile == "auto" and args.device.type == "cuda")
+    if args.quick:
+        args.rounds, args.batch_size, args.crop_size = min(args.rounds, 2), min(args.batch_size, 4), min(args.crop_size, 48)
+    lines = [machine(args), "", "| what | plain baseline | this repository | times better |", "|---|---|---|---|"]
+    print("\n".join(lines), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        args.temporary = Path(folder)
+        for name in NAMES:
+            if name in args.only:
+                for row in globals()[f"measure_{name.replace('-', '_')}"](args):
+                    lines.append(table_row(*row))
+                    print(lines[-1], flush=True)
+    if args.output:
+        write_text(args.output, "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(args)
