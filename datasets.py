@@ -9,6 +9,7 @@ function of (seed, k) alone: a run that was resumed, or that has more workers or
 
 import functools
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,7 @@ class SRDataset(Dataset):
         self.list_file, self.crop_size, self.seed = list_file, crop_size, seed
         self.pack = open_pack(list_file, self.paths)
         self.crops_per_image = CROPS_PER_IMAGE if self.pack is None else 1
+        self.fingerprint = zlib.crc32("\n".join(path.name for path in self.paths).encode())
         self.decoded = {}  # visit -> image, of the window last seen
         self.bad_files = []
         self._epoch = (-1, None)

@@ -17,7 +17,7 @@ from utils import ArgumentParser, add_device_arguments, user_errors
 def parse_arguments():
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add("--weights", type=Path, nargs="*", default=[], metavar="FILE", help="checkpoints of one scale; bicubic always comes first")
+    add("--weights", type=Path, nargs="*", default=[], metavar="FILE", help="checkpoints of one scale, rows after bicubic")
     add("--test-sets", nargs="+", required=True, metavar="SET", help="folders of HR images, or names of lists in --data-folder")
     add("--data-folder", type=Path, default=Path("data"), metavar="DIR", help="where the lists are")
     add("--lr-folder", type=Path, metavar="DIR", help="given LR images, of the same names, in place of bicubic downscaling")

@@ -150,10 +150,10 @@ class Discriminator(nn.Module):
 class TruncatedVGG19(nn.Module):
     """VGG19 up to the j-th convolution before the i-th max-pool, activation included: images in [-1, 1] -> features.
 
-    (N, 3, H, W) -> (N, C, H / 2^(i-1), W / 2^(i-1)). phi_i,j of section 2.2.1; VGG54, i=5 and j=4, is the paper's choice. Frozen, and in eval mode whatever `train` says.
-    `weights` is "imagenet" (torchvision downloads its weights) or the path of a state dict of `vgg19().features`, or is
-    a state dict itself. Raises ValueError for an i, j that VGG19 does not have or weights that do not fit, OSError for
-    weights that cannot be had.
+    (N, 3, H, W) -> (N, C, H / 2^(i-1), W / 2^(i-1)): phi_i,j of section 2.2.1; VGG54, i=5 and j=4, is the paper's choice.
+    Frozen, and in eval mode whatever `train` says. `weights` is "imagenet" (torchvision downloads its weights), the path
+    of a state dict of `vgg19().features`, or such a state dict. Raises ValueError for an i, j that VGG19 does not have or
+    weights that do not fit, OSError for weights that cannot be had.
     """
 
     def __init__(self, i: int = 5, j: int = 4, weights="imagenet"):

@@ -178,7 +178,7 @@ def main(args):
     optimizer_d = torch.optim.Adam(discriminator.parameters(), args.learning_rate, fused=True)
     start, health = 0, {}
     if checkpoint:
-        start, health = run.restore(checkpoint), checkpoint["health"]
+        start, health = run.restore(checkpoint, dataset), checkpoint["health"]
         generator.load_state_dict(checkpoint["weights"])
         ema.load_state_dict(checkpoint["ema"])
         discriminator.load_state_dict(checkpoint["discriminator"])

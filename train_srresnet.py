@@ -59,7 +59,7 @@ def main(args):
     start = 0
     if args.resume:
         checkpoint = load_newest(run.checkpoints)
-        start = run.restore(checkpoint)
+        start = run.restore(checkpoint, dataset)
         network.load_state_dict(checkpoint["weights"])
         ema.load_state_dict(checkpoint["ema"])
         optimizer.load_state_dict(checkpoint["optimizer"])

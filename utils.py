@@ -38,9 +38,16 @@ def user_errors():
     """Turn a UserError into one line on stderr and exit status 2, and Ctrl-C into status 130, without a traceback."""
     try:
         yield
+        if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
+            sys.modules["torch"].distributed.destroy_process_group()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if "WORLD_SIZE" not in os.environ or not re.search("gloo|nccl|connection (closed|reset)", str(error), re.IGNORECASE):
+            raise
+        print("error: another process of the run has ended; go on from the last checkpoint with --resume", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -102,7 +109,7 @@ def add_training_arguments(parser, steps, learning_rate, schedule):
     add("--ema-decay", type=number(float, 0, 1), default=0.999, help="of the moving average of the weights, per step")
     add("--freeze-bn", action="store_true", help="keep the statistics of batch normalisation as they are at the start")
     add("--seed", type=number(int, 0), default=0, help="of the initial weights and the sample stream")
-    add("--workers", type=number(int, 0), help="loader processes (default: 0 for a pack on the CPU, else one per core, up to 8)")
+    add("--workers", type=number(int, 0), help="loader processes (default: 0 for a pack on the CPU, else up to 8, one per core)")
     add_device_arguments(parser)
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where a long run gains from it")
     add("--validate-on", default="validation", help="name of a list in the data folder, or a folder of HR images")
@@ -233,18 +240,25 @@ class Run:
         self.rank, self.world_size, self.device = self.processes.rank, self.processes.count, self.processes.device
         if args.dry_run:
             args.steps, args.log_every, args.validate_every, args.save_every = 2, 1, 2, 2
-        taken = self.checkpoints.exists() or self.results.exists()
-        if args.dry_run and not args.resume and self.rank == 0:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
-            shutil.rmtree(self.results, ignore_errors=True)
-        elif taken and not args.resume:
-            raise UserError(f"the run {self.name} exists: go on with it by --resume, or give another name by --run")
+        # Rank 0 looks for all, before any process goes on: soon it will have made the folders itself.
+        problem = self.processes.gather(self._claim_name() if self.rank == 0 else None)[0]
+        if problem:
+            raise UserError(problem)
         if args.batch_size % self.world_size:
             raise UserError(f"--batch-size {args.batch_size} cannot be shared evenly among {self.world_size} processes")
         self.dtype = pick_dtype(args.precision, self.device)
         self.sums, self.count, self.best = {}, 0, None
         self.first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
         self.bad_files, self.stop_signal, self.stopping = [], None, False
+
+    def _claim_name(self):
+        """Clear the folders of a dry run; return what is wrong with the name of the run, or None."""
+        if self.args.dry_run:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            shutil.rmtree(self.results, ignore_errors=True)
+        elif not self.args.resume and (self.checkpoints.exists() or self.results.exists()):
+            return f"the run {self.name} exists: go on with it by --resume, or give another name by --run"
+        return None
 
     def parallel(self, network):
         """The network to train with: synchronised, distributed, compiled, as the run needs it."""
@@ -262,6 +276,7 @@ class Run:
         """The batches of the steps after `start`, for this process (see datasets.train_loader)."""
         from datasets import train_loader
 
+        self.dataset = dataset
         workers = self.args.workers
         if workers is None:
             quick = dataset.pack is not None and self.device.type == "cpu"
@@ -408,6 +423,11 @@ class Run:
 
     def validate(self, step, network, pairs, more_metrics=None):
         """Measure a network from `for_inference` on test pairs; record, print and return the means; write a sample panel."""
+        if self.world_size > 1:  # on CPUs the processes' batch statistics are not quite the same
+            import torch
+
+            for tensor in network.state_dict().values():
+                torch.distributed.broadcast(tensor, 0)
         if self.rank == 0:
             write_panel(self.results / "samples" / f"step_{step:08d}.png", network, pairs)
         entries = evaluate(network, pairs, more_metrics, self.processes)
@@ -434,13 +454,14 @@ class Run:
         log = {"sums": {key: value.item() for key, value in self.sums.items()}, "count": self.count}
         options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.args).items()}
         path = self.checkpoints / f"step_{step:08d}.pth"
-        save_checkpoint(path, state | {"step": step, "args": options, "log": log, "best": self.best})
+        state |= {"step": step, "args": options, "data": self.dataset.fingerprint, "log": log, "best": self.best}
+        save_checkpoint(path, state)
         replace_by_link(path, self.checkpoints / "last.pth")
         for old in step_checkpoints(self.checkpoints)[2:]:
             old.unlink()
         self.print(f"step {step}: saved {path}")
 
-    def restore(self, checkpoint):
+    def restore(self, checkpoint, dataset):
         """Take up the log and the best figure of a checkpoint and return its step.
 
         Raises UserError if the arguments now would change the result.
@@ -453,6 +474,8 @@ class Run:
         if changed:
             changes = "; ".join(f"--{key.replace('_', '-')} was {before[key]}, is {now[key]}" for key in changed)
             raise UserError(f"--resume would change the result of the run {self.name}: {changes}")
+        if checkpoint["data"] != dataset.fingerprint:
+            raise UserError(f"--resume: {dataset.list_file} is not the list of images that the run {self.name} began with")
         self.sums = {k: torch.tensor(v, device=self.device) for k, v in checkpoint["log"]["sums"].items()}
         self.count, self.best = checkpoint["log"]["count"], checkpoint["best"]
         return checkpoint["step"]

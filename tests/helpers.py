@@ -60,7 +60,7 @@ def make_data(folder):
     return make_lists(folder / "data", paths[:3], paths[3:])
 
 
-def make_vgg(path, layers=1):
+def make_vgg(path):
     """Random weights of the first convolutions of VGG19: Kaiming's, since PyTorch's own let the features fade."""
     import torch
 
@@ -70,6 +70,15 @@ def make_vgg(path, layers=1):
         state |= {f"{number}.weight": weight, f"{number}.bias": torch.zeros(outputs)}
     torch.save(state, path)
     return path
+
+
+def untrained_vgg():
+    """models.vgg19_features without the 140 million random numbers that take seconds to draw."""
+    import torch
+    from torchvision.models import vgg19
+
+    with torch.device("meta"):
+        return vgg19(init_weights=False).features.to_empty(device="cpu")
 
 
 def free_port():
@@ -162,8 +171,10 @@ def run_script(script, arguments, folder, files, trouble, environment):
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     sys.argv = [f"{script}.py", *arguments]
     module = importlib.import_module(script)
+    import models
     from utils import user_errors
 
+    models.vgg19_features = untrained_vgg
     if trouble:
         trouble()
     with user_errors():

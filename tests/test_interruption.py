@@ -1,0 +1,344 @@
+"""A training that is killed, stopped or out of disk space, at any moment, ends as if nothing had happened."""
+
+import functools
+import random
+import resource
+import shutil
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import SMALL, SMALL_GAN, TEMPORARY, Script, before_file_call, die, limit_file_size, make_data, make_vgg, run
+
+SEED = 20_260_730
+KILLS = 20
+
+
+def same(a, b):
+    """Whether two checkpoints hold the same, to the last bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return a == b
+
+
+def checkpoints(folder):
+    return sorted(folder.glob("checkpoints/*/step_*.pth"))
+
+
+def load(path):
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint.pop("args", None)  # --resume and --workers are among them
+    return checkpoint
+
+
+def assert_same_run(folder, reference):
+    """The finished run in `folder` left what the uninterrupted one did, and nothing else."""
+    names = [[path.name for path in checkpoints(where)] for where in (folder, reference)]
+    assert names[0] == names[1]
+    for name in (names[0][-1], "last.pth", "best.pth"):
+        ours, theirs = (load(next(where.glob(f"checkpoints/*/{name}"))) for where in (folder, reference))
+        different = [key for key in theirs if not same(ours.get(key), theirs[key])]
+        assert not different and ours.keys() == theirs.keys(), f"{name}: {different}"
+    logs = [next(where.glob("results/*/log.csv")).read_bytes() for where in (folder, reference)]
+    assert logs[0] == logs[1]
+
+
+def leftovers(folder):
+    return [path.name for path in folder.rglob(TEMPORARY)]
+
+
+@pytest.fixture(scope="module")
+def srresnet(tmp_path_factory):
+    """An uninterrupted run of stage 1: its script, arguments, folder and duration."""
+    folder = tmp_path_factory.mktemp("srresnet")
+    return uninterrupted("train_srresnet", [*SMALL, "--data-folder", make_data(folder)], folder)
+
+
+@pytest.fixture(scope="module")
+def srgan(srresnet, tmp_path_factory):
+    """The same of stage 2, from the weights of stage 1."""
+    folder = tmp_path_factory.mktemp("srgan")
+    files = ["--init", checkpoints(srresnet.folder)[-1], "--vgg-weights", make_vgg(folder / "vgg.pth")]
+    return uninterrupted("train_srgan", [*SMALL, *SMALL_GAN, *files, "--data-folder", make_data(folder)], folder)
+
+
+@pytest.fixture(params=["srresnet", "srgan"])
+def stage(request):
+    return request.getfixturevalue(request.param)
+
+
+def uninterrupted(script, arguments, folder):
+    before = time.monotonic()
+    result = run(script, arguments, folder)
+    assert result.status == 0, result
+    return SimpleNamespace(script=script, arguments=arguments, folder=folder, seconds=time.monotonic() - before)
+
+
+def finish(stage, folder, *more):
+    """Resume a run, see it to its end and compare it with the uninterrupted one."""
+    result = run(stage.script, [*stage.arguments, "--resume", *more], folder)
+    assert result.status == 0, result
+    assert_same_run(folder, stage.folder)
+    return result
+
+
+def stop_after(stage, folder, saves, *more):
+    """A run killed when it has saved so many times."""
+    process = Script(stage.script, [*stage.arguments, *more], folder)
+    process.wait_until(lambda: len(checkpoints(folder)) and int(checkpoints(folder)[-1].stem[-8:]) >= 2 * saves)
+    process.send(signal.SIGKILL)
+    process.wait()
+    process.kill()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Killed
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(stage, tmp_path):
+    print("seed", SEED)
+    rng, kills, chain = random.Random(SEED), 0, 0
+    while kills < KILLS:
+        folder, chain, finished = tmp_path / str(chain), chain + 1, False
+        while not finished:
+            arguments = stage.arguments + (["--resume"] if checkpoints(folder) else [])
+            # Half of the kills come at any time, the other half between two file operations of a save.
+            in_save = functools.partial(before_file_call, rng.randrange(1, 80), die) if kills % 2 else None
+            process = Script(stage.script, arguments, folder, in_save)
+            if not in_save:
+                process.process.join(rng.uniform(0, stage.seconds))
+                process.kill()
+            result = process.wait()
+            assert result.status in (0, -signal.SIGKILL), result
+            finished = result.status == 0
+            kills += not finished
+            if not finished and not checkpoints(folder):  # nothing to resume: the user clears away and starts anew
+                shutil.rmtree(folder)
+        assert_same_run(folder, stage.folder)
+        assert not leftovers(folder)
+
+
+def test_a_run_killed_before_its_first_save_says_what_to_do(srresnet, tmp_path):
+    assert run(srresnet.script, srresnet.arguments, tmp_path, functools.partial(before_file_call, 3, die)).status == -9
+    assert not checkpoints(tmp_path)
+    again = run(srresnet.script, srresnet.arguments, tmp_path)
+    assert (again.status, again.out) == (2, "") and again.err.count("\n") == 1 and "--resume" in again.err
+    resumed = run(srresnet.script, [*srresnet.arguments, "--resume"], tmp_path)
+    assert resumed.status == 2 and resumed.err.count("\n") == 1 and "no checkpoint" in resumed.err
+    assert run(srresnet.script, [*srresnet.arguments, "--run", "another", "--steps", 2], tmp_path).status == 0
+
+
+def test_a_resumed_run_removes_the_unfinished_file_of_the_killed_one(srresnet, tmp_path):
+    stop_after(srresnet, tmp_path, 2)
+    folder = checkpoints(tmp_path)[0].parent
+    unfinished = folder / ".step_00000006.pth.1234.tmp"  # as a kill within utils.atomic_write leaves it
+    unfinished.write_bytes(b"PK")
+    finish(srresnet, tmp_path)
+    assert not leftovers(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Asked to stop
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_run_after_a_save(stage, tmp_path, signal_number):
+    rng, stops = random.Random(SEED), 0
+    process = Script(stage.script, stage.arguments, tmp_path)
+    while stops < 3:
+        steps = rng.randrange(1, 6)  # of save, log and validation, some due at once and some not
+        begun = int(checkpoints(tmp_path)[-1].stem[-8:]) if checkpoints(tmp_path) else 0
+        process.wait_until(lambda: process.files[0].read_text().count("\n") > 4 + steps)
+        process.send(signal_number)
+        result = process.wait()
+        assert result.status == 0 and not result.err, result
+        last = result.out.splitlines()[-1]
+        step = int(checkpoints(tmp_path)[-1].stem[-8:])
+        assert begun < step < 30 and f"step {step};" in last and "--resume" in last, result
+        stops += 1
+        process = Script(stage.script, [*stage.arguments, "--resume"], tmp_path)
+    result = process.wait()
+    assert result.status == 0 and f"steps {step + 1} to 30" in result.out, result
+    assert_same_run(tmp_path, stage.folder)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_loader_processes_too_stops_the_run_after_a_save(srresnet, tmp_path, signal_number):
+    # Ctrl-C in a terminal, and the time limit of a batch system, reach every process of the group.
+    process = Script(srresnet.script, [*srresnet.arguments, "--workers", 2], tmp_path)
+    process.wait_until(lambda: "step 4: saved" in process.files[0].read_text())
+    process.send(signal_number, group=True)
+    result = process.wait()
+    process.kill()
+    assert result.status == 0 and not result.err and "--resume" in result.out.splitlines()[-1], result
+    finish(srresnet, tmp_path)
+
+
+def test_a_second_ctrl_c_does_not_wait(srresnet, tmp_path):
+    process = Script(srresnet.script, srresnet.arguments, tmp_path, wait_in_first_save)
+    process.wait_until(lambda: (tmp_path / "saving").exists())
+    process.send(signal.SIGINT)
+    process.wait_until(lambda: (tmp_path / "caught").exists())
+    process.send(signal.SIGINT)
+    result = process.wait()
+    assert (result.status, result.err) == (130, "interrupted\n"), result
+    assert not leftovers(tmp_path / "checkpoints")
+
+
+def wait_in_first_save():
+    from pathlib import Path
+
+    def wait(name):
+        Path("saving").touch()
+        while True:
+            time.sleep(60)  # which a signal handler that returns does not end, and one that raises does
+
+    before_file_call(3, wait)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Resumed otherwise
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_resumed_with_other_workers_is_the_same(stage, tmp_path):
+    stop_after(stage, tmp_path, 5)
+    finish(stage, tmp_path, "--workers", 2)
+
+
+def test_a_finished_run_resumed_is_left_as_it_is(srresnet, tmp_path):
+    shutil.copytree(srresnet.folder, tmp_path, dirs_exist_ok=True)
+    result = finish(srresnet, tmp_path)
+    assert "saved" not in result.out
+
+
+def test_the_newest_whole_checkpoint_is_taken(stage, tmp_path):
+    stop_after(stage, tmp_path, 4)
+    before, newest = checkpoints(tmp_path)[-2:]
+    whole = newest.read_bytes()
+    # last.pth is the same file under a second name, so it is cut too.
+    newest.write_bytes(whole[: len(whole) // 2])
+    result = finish(stage, tmp_path)
+    assert f"{newest.name}: not a whole PyTorch file" in result.err and result.err.count("\n") == 1
+    assert f"steps {int(before.stem[-8:]) + 1} to 30" in result.out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Disk full
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def assert_one_line(result):
+    assert result.status == 2 and result.err.startswith("error: ") and result.err.count("\n") == 1, result
+
+
+def full_at(step, name):
+    """Let one file operation of the save of `step` fail for want of space."""
+    import os
+
+    import utils
+
+    save_checkpoint, real = utils.save_checkpoint, getattr(os, name)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    def save(path, state):
+        if state["step"] == step and path.name != "best.pth":
+            setattr(os, name, full)
+        save_checkpoint(path, state)
+
+    utils.save_checkpoint = save
+    return real
+
+
+def limit_at(step, size):
+    """Let no file grow beyond `size` bytes from the save of `step` on."""
+    import utils
+
+    save_checkpoint = utils.save_checkpoint
+
+    def save(path, state):
+        if state["step"] == step:
+            limit_file_size(size)
+        save_checkpoint(path, state)
+
+    utils.save_checkpoint = save
+
+
+def copies_that_do_not_fit(step):
+    """A file system without links, with no room for the copy."""
+    import os
+
+    def no_links(*args):
+        raise OSError(95, "Operation not supported")
+
+    os.link = no_links
+    import shutil
+
+    import utils
+
+    real = shutil.copyfile
+
+    def copyfile(source, target):
+        if str(source).endswith(f"{step:08d}.pth"):
+            limit_file_size(10_000)
+        return real(source, target)
+
+    utils.shutil.copyfile = copyfile
+
+
+def log_that_does_not_fit(step):
+    """The open log.csv on a full device from the save of `step` on."""
+    import os
+
+    import utils
+
+    save_checkpoint = utils.save_checkpoint
+
+    def save(path, state):
+        save_checkpoint(path, state)
+        if state["step"] == step:
+            for number in os.listdir("/proc/self/fd"):
+                if os.path.realpath(f"/proc/self/fd/{number}").endswith("log.csv"):
+                    os.dup2(os.open("/dev/full", os.O_WRONLY), int(number))
+
+    utils.save_checkpoint = save
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        functools.partial(limit_at, 8, 10_000),
+        functools.partial(full_at, 8, "fsync"),
+        functools.partial(full_at, 8, "replace"),
+        functools.partial(copies_that_do_not_fit, 8),
+        functools.partial(log_that_does_not_fit, 8),
+    ],
+    ids=["write", "fsync", "rename", "copy", "log"],
+)
+def test_a_full_disk_is_one_clear_line_and_costs_no_checkpoint(srresnet, tmp_path, trouble):
+    result = run(srresnet.script, srresnet.arguments, tmp_path, trouble)
+    assert_one_line(result)
+    assert "space" in result.err or "large" in result.err
+    assert not leftovers(tmp_path)
+    steps = [int(path.stem[-8:]) for path in checkpoints(tmp_path)]
+    assert steps in ([4, 6], [6, 8])
+    for path in checkpoints(tmp_path):
+        assert load(path)["step"] == int(path.stem[-8:])
+    finish(srresnet, tmp_path)
+
+
+def test_a_full_disk_in_stage_2_costs_no_checkpoint(srgan, tmp_path):
+    result = run(srgan.script, srgan.arguments, tmp_path, functools.partial(limit_at, 8, 10_000))
+    assert_one_line(result)
+    assert not leftovers(tmp_path) and [load(path)["step"] for path in checkpoints(tmp_path)] == [4, 6]
+    finish(srgan, tmp_path)

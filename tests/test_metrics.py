@@ -1,0 +1,152 @@
+"""PSNR and SSIM against values worked out by hand and against the formulas of their papers."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.signal import convolve2d
+
+import utils
+from datasets import TestPairs
+
+
+def plain(value, shape=(24, 20)):
+    return np.full((*shape, 3), value, np.uint8)
+
+
+@pytest.mark.parametrize(
+    "colour, y",
+    [((255, 0, 0), 81.481), ((0, 255, 0), 144.553), ((0, 0, 255), 40.966), ((255, 255, 255), 235), ((0, 0, 0), 16)],
+)
+def test_luminance_of_pure_colours(colour, y):
+    plane = utils.luminance(plain(colour, (2, 3)))
+    assert plane.shape == (2, 3) and plane.dtype == np.float64
+    assert np.allclose(plane, y, atol=1e-9)
+
+
+@pytest.mark.parametrize("offset", [1, 5, 100])
+def test_psnr_of_a_constant_offset(offset):
+    # An offset of all three channels is 219/255 of it in Y.
+    expected = 20 * math.log10(255 / (offset * 219 / 255))
+    assert utils.psnr(plain(50 + offset), plain(50), 4) == pytest.approx(expected, abs=1e-9)
+    assert utils.psnr(plain(50), plain(50 + offset), 4) == pytest.approx(expected, abs=1e-9)
+
+
+def test_psnr_of_one_wrong_pixel():
+    sr_img, hr_img = plain(100), plain(100)
+    sr_img[10, 10] = (100, 110, 100)
+    mse = (10 * 128.553 / 255) ** 2 / (16 * 12)  # over the 24 - 8 times 20 - 8 pixels within the border
+    assert utils.psnr(sr_img, hr_img, 4) == pytest.approx(10 * math.log10(255**2 / mse))
+
+
+def test_equal_images(photographs):
+    assert utils.psnr(photographs[0], photographs[0], 4) == math.inf
+    assert utils.ssim(photographs[0], photographs[0], 4) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("border", [2, 3, 4, 8])
+def test_the_border_does_not_count_and_the_next_pixel_does(photographs, border):
+    hr_img = photographs[0]
+    framed = hr_img.copy()
+    framed[:border], framed[-border:], framed[:, :border], framed[:, -border:] = 0, 0, 0, 0
+    assert utils.psnr(framed, hr_img, border) == math.inf
+    assert utils.ssim(framed, hr_img, border) == pytest.approx(1)
+    height, width = hr_img.shape[:2]
+    for place in ((border, border), (height - border - 1, width - border - 1)):
+        touched = hr_img.copy()
+        touched[place] ^= 128
+        assert utils.psnr(touched, hr_img, border) < math.inf
+
+
+def ssim_by_the_formula(x, y):
+    """Wang et al. 2004, equation 13, averaged over the places where the whole 11x11 window lies within the image."""
+    window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    window = np.outer(window, window) / window.sum() ** 2
+
+    def mean(plane):
+        return convolve2d(plane, window, mode="valid")
+
+    mx, my = mean(x), mean(y)
+    vx, vy, vxy = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    return np.mean((2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_ssim_is_the_formula(photographs, scale):
+    hr_img = photographs[0]
+    sr_img = utils.enlarge(utils.downscale(hr_img, scale), scale)
+    planes = [utils.luminance(img)[scale:-scale, scale:-scale] for img in (sr_img, hr_img)]
+    value = utils.ssim(sr_img, hr_img, scale)
+    assert value == pytest.approx(ssim_by_the_formula(*planes), abs=1e-9)
+    assert 0.5 < value < 0.99
+
+
+def test_ssim_needs_room_for_its_window():
+    assert math.isnan(utils.ssim(plain(9, (18, 40)), plain(9, (18, 40)), 4))  # 10 rows are left
+    assert utils.ssim(plain(9, (19, 40)), plain(9, (19, 40)), 4) == pytest.approx(1)
+
+
+def test_means_leave_out_an_undefined_ssim():
+    entries = [{"image": "a", "psnr": 20.0, "ssim": 0.5}, {"image": "b", "psnr": 30.0, "ssim": math.nan}]
+    assert utils.mean_figures(entries) == {"psnr": 25.0, "ssim": 0.5}
+
+
+def test_an_image_that_is_all_border_has_no_psnr():
+    assert math.isnan(utils.psnr(plain(9, (8, 8)), plain(9, (8, 8)), 4))
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_pairs_are_cropped_and_made_by_pillow(image_folder, photographs, scale):
+    pairs = TestPairs(sorted(image_folder.iterdir()), scale)
+    assert len(pairs) == len(photographs)
+    for (name, lr_img, hr_img), photograph, path in zip(pairs, photographs, pairs.paths, strict=True):
+        height, width = photograph.shape[0] // scale, photograph.shape[1] // scale
+        assert name == path.stem
+        assert np.array_equal(hr_img, photograph[: height * scale, : width * scale])
+        assert np.array_equal(lr_img, np.asarray(Image.fromarray(hr_img).resize((width, height), Image.Resampling.BICUBIC)))
+
+
+def test_pairs_with_given_lr_images(tmp_path, image_folder, photographs):
+    paths = sorted(image_folder.iterdir())[:2]
+    Image.fromarray(photographs[0][::4, ::4]).save(tmp_path / paths[0].name)
+    pairs = TestPairs(paths, 4, lr_folder=tmp_path)
+    assert np.array_equal(pairs[0][1], photographs[0][::4, ::4])
+    with pytest.raises(utils.ImageError, match="no such file"):
+        pairs[1]
+    Image.fromarray(photographs[1][::2, ::2]).save(tmp_path / paths[1].name)
+    with pytest.raises(utils.ImageError, match="size"):
+        pairs[1]
+
+
+def test_an_image_smaller_than_the_scale_is_refused(tmp_path):
+    Image.fromarray(plain(9, (3, 40))).save(tmp_path / "thin.png")
+    with pytest.raises(utils.ImageError, match="thin.png: smaller than 4 pixels"):
+        TestPairs([tmp_path / "thin.png"], 4)[0]
+
+
+def test_evaluation_of_bicubic_enlargement(image_folder, photographs):
+    """The whole protocol, with nothing of the repository: crop, Pillow down and up, Y, border, PSNR."""
+    entries = utils.evaluate(None, TestPairs(sorted(image_folder.iterdir()), 3))
+    for entry, photograph in zip(entries, photographs, strict=True):
+        height, width = photograph.shape[0] // 3 * 3, photograph.shape[1] // 3 * 3
+        hr = Image.fromarray(photograph[:height, :width])
+        sr = hr.resize((width // 3, height // 3), Image.BICUBIC).resize((width, height), Image.BICUBIC)
+        error = (np.asarray(sr).astype(float) - np.asarray(hr)) @ [65.481, 128.553, 24.966] / 255
+        expected = 10 * np.log10(255**2 / np.mean(error[3:-3, 3:-3] ** 2))
+        assert entry["psnr"] == pytest.approx(expected, abs=1e-9)
+    assert json.dumps(entries)
+
+
+def test_a_test_set_is_a_folder_or_a_list(lists, image_folder, tmp_path):
+    in_folder = utils.test_images(image_folder)
+    assert [path.name for path in in_folder] == sorted(path.name for path in image_folder.iterdir())
+    by_name = utils.test_images(image_folder.name, lists["off"])
+    assert [path.resolve() for path in by_name] == [path.resolve() for path in in_folder]
+    assert len(utils.test_images("validation", lists["off"])) == 2
+    (tmp_path / "empty").mkdir()
+    for name in (tmp_path / "empty", "Set99"):
+        with pytest.raises(utils.UserError, match="no"):
+            utils.test_images(name, lists["off"])
