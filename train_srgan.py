@@ -54,6 +54,7 @@ from utils import (
     freeze_bn,
     learning_rate_at,
     load_lpips,
+    load_network,
     load_newest,
     start_from,
     test_images,
@@ -118,6 +119,7 @@ def train_step(generator, discriminator, vgg, optimizer_g, optimizer_d, lr_imgs,
     return {
         "generator": generator_loss,
         **terms,
+        **{f"share_{name}": term / generator_loss for name, term in terms.items()},
         "discriminator": discriminator_loss,
         "accuracy_hr": (hr_logits > 0).float().mean(),
         "accuracy_sr": (sr_logits < 0).float().mean(),
@@ -151,7 +153,12 @@ def start_generator(args):
         raise UserError("give --init FILE, the weights of stage 1 (as checkpoints/srresnet_x4.pth), or --init none")
     if args.init == "none":
         return Generator(args.scale, args.blocks, args.channels)
-    return start_from(args.init, args.scale, "srgan")
+    config = load_network(args.init).config
+    if config["arch"] == "srcnn":
+        raise UserError(f"--init {args.init}: SRCNN is no generator; give the weights of a SRResNet")
+    generator = build_network(config | {"arch": "srgan", "scale": args.scale})
+    start_from(args.init, generator)
+    return generator
 
 
 def main(args):
@@ -193,11 +200,13 @@ def main(args):
     if args.freeze_bn:
         freeze_bn(trained_g)
         freeze_bn(trained_d)
-    columns = ["generator", "content", "adversarial", "texture", "pixel", "discriminator", "accuracy_hr", "accuracy_sr"]
-    columns += ["gradient_norm_g", "gradient_norm_d", "validation/psnr", "validation/ssim", f"validation/{judged_by}"]
+    terms = ["content", "adversarial", "texture", "pixel"]
+    columns = ["learning_rate", "generator", *terms, *[f"share_{term}" for term in terms], "discriminator", "accuracy_hr"]
+    columns += ["accuracy_sr", "gradient_norm_g", "gradient_norm_d"]
+    columns += ["validation/psnr", "validation/ssim", f"validation/{judged_by}"]
     run.start(
         start,
-        columns=["learning_rate", *columns],
+        columns=columns,
         training_images=len(dataset.paths),
         validation_images=len(validation),
         best_by=judged_by,

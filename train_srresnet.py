@@ -13,6 +13,7 @@ from utils import ArgumentParser, add_training_arguments, check_training_argumen
 def parse_arguments():
     parser = ArgumentParser(__doc__)
     parser.add_argument("--arch", choices=("srresnet", "srcnn"), default="srresnet", help="the network to train")
+    parser.add_argument("--init", metavar="FILE", help="weights to start from, of any scale; what fits is taken")
     parser.add_argument("--blocks", type=number(int, 1), default=16, help="residual blocks of SRResNet")
     parser.add_argument("--channels", type=number(int, 1), default=64, help="channels of SRResNet")
     add_training_arguments(parser, steps=1_000_000, learning_rate=1e-4, schedule="constant")
@@ -29,7 +30,7 @@ import torch.nn.functional as F
 
 from datasets import SRDataset, TestPairs
 from models import build_network, for_inference
-from utils import Run, autocast, freeze_bn, learning_rate_at, load_newest, test_images, update_ema
+from utils import Run, autocast, freeze_bn, learning_rate_at, load_newest, start_from, test_images, update_ema
 
 
 def train_step(network, optimizer, lr_imgs, hr_imgs, dtype=torch.float32):
@@ -53,6 +54,8 @@ def main(args):
     torch.manual_seed(args.seed)
     sizes = {"blocks": args.blocks, "channels": args.channels} if args.arch == "srresnet" else {}
     network = build_network({"arch": args.arch, "scale": args.scale, **sizes})
+    if args.init and not args.resume:
+        start_from(args.init, network)
     network.to(run.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.Adam(network.parameters(), args.learning_rate, fused=True)

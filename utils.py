@@ -109,7 +109,7 @@ def add_training_arguments(parser, steps, learning_rate, schedule):
     add("--ema-decay", type=number(float, 0, 1), default=0.999, help="of the moving average of the weights, per step")
     add("--freeze-bn", action="store_true", help="keep the statistics of batch normalisation as they are at the start")
     add("--seed", type=number(int, 0), default=0, help="of the initial weights and the sample stream")
-    add("--workers", type=number(int, 0), help="loader processes (default: 0 for a pack on the CPU, else up to 8, one per core)")
+    add("--workers", type=number(int, 0), help="loader processes (default: 0 for a pack on the CPU, else up to 8)")
     add_device_arguments(parser)
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where a long run gains from it")
     add("--validate-on", default="validation", help="name of a list in the data folder, or a folder of HR images")
@@ -305,7 +305,7 @@ class Run:
         (self.results / "samples").mkdir(parents=True, exist_ok=True)
         options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.args).items()}
         write_text(self.results / "config.json", json.dumps(options | facts, indent=2) + "\n")
-        self.columns, self.row = ["step", *columns], {}
+        self.columns, self.row, self.figures = ["step", *columns], {}, {}
         self.csv_file = self._open_log(self.results / "log.csv", start)
         self.board = SummaryWriter(str(self.results), purge_step=start + 1)
         self.print(f"{self.name}: steps {start + 1} to {self.args.steps} on {self.device}, {str(self.dtype)[6:]}")
@@ -352,6 +352,10 @@ class Run:
             if self.stopping:
                 self.print(f"stopped after step {step}; go on with the same command and --resume")
                 return
+        if self.rank == 0:
+            options = {key: v if isinstance(v, (int, float)) else str(v) for key, v in vars(self.args).items()}
+            self.board.add_hparams(options, {f"final/{key}": value for key, value in self.figures.items()}, run_name=".")
+            self.board.close()
         if self.bad_files:
             self.print(f"{len(self.bad_files)} times an image could not be used; the first: {self.bad_files[0]}")
         self.print(f"done: {self.args.steps} steps; weights in {self.checkpoints}, logs and samples in {self.results}")
@@ -381,7 +385,7 @@ class Run:
         if self.rank == 0:
             self.board.add_scalar("speed/steps_per_second", rate, step)
             self.board.add_scalar("speed/share_waiting_for_data", self.waited / seconds, step)
-        figures = "  ".join(f"{key} {value:.4g}" for key, value in means.items())
+        figures = "  ".join(f"{key} {value:.4g}" for key, value in means.items() if not key.startswith("share_"))
         left = (self.args.steps - step) / rate
         self.print(f"step {step}/{self.args.steps}  {figures}  {rate:.2f} steps/s  ETA {duration(left)}")
         self.clock, self.clock_step, self.waited = time.perf_counter(), step, 0.0
@@ -401,6 +405,7 @@ class Run:
         if self.rank > 0:
             return
         self.row |= {"step": step} | figures
+        self.figures |= figures
         for key, value in figures.items():
             self.board.add_scalar(key if "/" in key else f"train/{key}", value, step)
 
@@ -429,7 +434,8 @@ class Run:
             for tensor in network.state_dict().values():
                 torch.distributed.broadcast(tensor, 0)
         if self.rank == 0:
-            write_panel(self.results / "samples" / f"step_{step:08d}.png", network, pairs)
+            panel = write_panel(self.results / "samples" / f"step_{step:08d}.png", network, pairs)
+            self.board.add_image("samples", panel, step, dataformats="HWC")
         entries = evaluate(network, pairs, more_metrics, self.processes)
         means = mean_figures(entries)
         self.record(step, **{f"validation/{key}": value for key, value in means.items()})
@@ -625,13 +631,9 @@ def blend_networks(first, second, share):
     return second
 
 
-def start_from(path, scale, arch):
-    """A network of the given scale and arch with the weights of another one; says which of its weights did not fit."""
-    from models import build_network
-
-    source = load_network(path)
-    network = build_network(source.config | {"arch": arch, "scale": scale})
-    weights = {key.removeprefix("net."): value for key, value in source.state_dict().items()}
+def start_from(path, network):
+    """Give a network the weights of another one, as far as they fit; says which did not."""
+    weights = {key.removeprefix("net."): value for key, value in load_network(path).state_dict().items()}
     target = getattr(network, "net", network)
     own = target.state_dict()
     fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
@@ -641,7 +643,6 @@ def start_from(path, scale, arch):
     if fresh or unused:
         print(f"{path}: what fits is taken; not in it or of another shape, so untrained: {', '.join(fresh) or 'nothing'}")
         print(f"{path}: not used: {', '.join(unused) or 'nothing'}")
-    return network
 
 
 def config_of(weights):
@@ -922,7 +923,7 @@ def mean_figures(entries):
 
 
 def write_panel(path, network, pairs, images=4, size=192):
-    """Write the middles of a few test pairs as rows of bicubic | SR | HR."""
+    """Write the middles of a few test pairs as rows of bicubic | SR | HR; return that picture, (H, W, 3) uint8."""
     from comparison import labelled_row, stack
 
     rows = []
@@ -934,8 +935,9 @@ def write_panel(path, network, pairs, images=4, size=192):
         hr_img = hr_img[top * pairs.scale :, left * pairs.scale :][: height * pairs.scale, : width * pairs.scale]
         trio = [enlarge(lr_img, pairs.scale), upscale(network, lr_img), hr_img]
         rows.append(labelled_row(trio, [f"bicubic, {name[:12]}", "SR", "HR"]))
-    with atomic_write(path) as file:
-        stack(rows).save(file, "PNG")
+    panel = np.asarray(stack(rows))
+    write_image(path, panel)
+    return panel
 
 
 def load_lpips(backbone="imagenet", device="cpu"):

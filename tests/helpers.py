@@ -1,5 +1,6 @@
 """Small pictures and weights, and training processes that start in milliseconds and can be killed, for several test files."""
 
+import functools
 import importlib
 import json
 import multiprocessing
@@ -13,24 +14,25 @@ from collections import namedtuple
 from multiprocessing import forkserver
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-# fp32 and one thread, so that a run is the same to the last bit wherever it is interrupted.
-SMALL = "--crop-size 16 --batch-size 2 --steps 30 --save-every 2 --log-every 3 --validate-every 7".split()
-SMALL += "--device cpu --precision fp32 --workers 0 --blocks 1 --channels 4".split()
-SMALL_GAN = "--discriminator-channels 2 --vgg-layer 11".split()
+# A run of half a second. In fp32 and on one thread it is the same to the last bit wherever it is interrupted.
+SMALL = ["--blocks=1", "--channels=4", "--crop-size=16", "--batch-size=2", "--device=cpu", "--precision=fp32", "--workers=0"]
+SMALL += ["--steps=30", "--save-every=2", "--log-every=3", "--validate-every=7"]
+SMALL_GAN = ["--discriminator-channels=2", "--vgg-layer=11"]
 TEMPORARY = "*.tmp"  # what utils.atomic_write and its like call a file that is not whole yet
 
 # Everything that a training imports sooner or later: each process would spend seconds on it.
-PRELOAD = """helpers train_srresnet train_srgan torch._dynamo torch.utils.tensorboard torch.distributed torchvision.models
-torch.nn.parallel skimage.metrics._structural_similarity scipy.ndimage PIL.ImageDraw PIL.ImageFont PIL.PngImagePlugin
-PIL.JpegImagePlugin PIL.BmpImagePlugin PIL.GifImagePlugin PIL.PpmImagePlugin pytest""".split()
+PRELOAD = ["helpers", "train_srresnet", "train_srgan", "pytest", "torch._dynamo", "torch.utils.tensorboard"]
+PRELOAD += ["torch.nn.parallel", "torchvision.models", "skimage.metrics._structural_similarity", "scipy.ndimage"]
+PRELOAD += [f"PIL.{name}" for name in ("ImageDraw", "ImageFont", "BmpImagePlugin", "GifImagePlugin", "JpegImagePlugin")]
+PRELOAD += ["PIL.PngImagePlugin", "PIL.PpmImagePlugin"]
 
+PATIENCE = 300  # seconds, on a busy machine, until a process is taken to hang
 Result = namedtuple("Result", "status out err")
 
 
@@ -92,8 +94,9 @@ def free_port():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def start_server():
-    """Start the process that has imported everything, and of which the others are forks."""
+    """Start the process that has imported everything, and of which the others are forks; returns when it is ready."""
     # Neither fork nor bit-identity goes with several threads; and the server finds modules by PYTHONPATH alone.
     ours = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     ours["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
@@ -101,6 +104,9 @@ def start_server():
     os.environ.update(ours)
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     forkserver.ensure_running()
+    first = multiprocessing.get_context("forkserver").Process(target=int)
+    first.start()
+    first.join()
     for key, value in before.items():
         if value is None:
             del os.environ[key]
@@ -126,7 +132,7 @@ class Script:
         self.process.start()
         self.pid = self.process.pid
 
-    def wait(self, seconds=60):
+    def wait(self, seconds=PATIENCE):
         """The exit status (minus the signal for a killed process) and what the process wrote."""
         self.process.join(seconds)
         stuck = self.process.is_alive()
@@ -137,12 +143,12 @@ class Script:
         assert not stuck, f"still running after {seconds} s\n{out}\n{err}"
         return Result(self.process.exitcode, out, err)
 
-    def wait_until(self, condition, seconds=60):
+    def wait_until(self, condition, seconds=PATIENCE):
         """Wait until `condition()` holds, while the process runs."""
         end = time.monotonic() + seconds
         while not condition():
             assert self.process.is_alive() and time.monotonic() < end, self.wait(0)
-            time.sleep(0.002)
+            time.sleep(0.005)
 
     def send(self, signal_number, group=False):
         """Signal the process, or its group, as Ctrl-C in a terminal and batch systems do."""
@@ -181,6 +187,20 @@ def run_script(script, arguments, folder, files, trouble, environment):
         module.main(module.parse_arguments())
 
 
+def at_save(step, action):
+    """Call `action()` in this process before the checkpoint of `step` is written."""
+    import utils
+
+    save_checkpoint = utils.save_checkpoint
+
+    def save(path, state):
+        if state["step"] == step and path.name != "best.pth":
+            action()
+        save_checkpoint(path, state)
+
+    utils.save_checkpoint = save
+
+
 FILE_CALLS = ("fsync", "replace", "link", "unlink")  # the moments of a save that a crash could fall between
 
 
@@ -200,7 +220,7 @@ def before_file_call(count, action):
         setattr(os, name, wrapped(name, getattr(os, name)))
 
 
-def die(_):
+def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 

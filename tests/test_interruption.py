@@ -1,8 +1,9 @@
 """A training that is killed, stopped or out of disk space, at any moment, ends as if nothing had happened."""
 
+import errno
 import functools
+import os
 import random
-import resource
 import shutil
 import signal
 import time
@@ -10,7 +11,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import SMALL, SMALL_GAN, TEMPORARY, Script, before_file_call, die, limit_file_size, make_data, make_vgg, run
+from helpers import (
+    SMALL,
+    SMALL_GAN,
+    TEMPORARY,
+    Script,
+    at_save,
+    before_file_call,
+    die,
+    limit_file_size,
+    make_data,
+    make_vgg,
+    run,
+)
 
 SEED = 20_260_730
 KILLS = 20
@@ -122,7 +135,6 @@ def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(stage, tmp
             if not finished and not checkpoints(folder):  # nothing to resume: the user clears away and starts anew
                 shutil.rmtree(folder)
         assert_same_run(folder, stage.folder)
-        assert not leftovers(folder)
 
 
 def test_a_run_killed_before_its_first_save_says_what_to_do(srresnet, tmp_path):
@@ -136,12 +148,14 @@ def test_a_run_killed_before_its_first_save_says_what_to_do(srresnet, tmp_path):
 
 
 def test_a_resumed_run_removes_the_unfinished_file_of_the_killed_one(srresnet, tmp_path):
-    stop_after(srresnet, tmp_path, 2)
-    folder = checkpoints(tmp_path)[0].parent
-    unfinished = folder / ".step_00000006.pth.1234.tmp"  # as a kill within utils.atomic_write leaves it
-    unfinished.write_bytes(b"PK")
+    assert run(srresnet.script, srresnet.arguments, tmp_path, functools.partial(die_within_save, 6)).status == -signal.SIGKILL
+    assert len(leftovers(tmp_path)) == 1
     finish(srresnet, tmp_path)
     assert not leftovers(tmp_path)
+
+
+def die_within_save(step):
+    at_save(step, lambda: setattr(os, "fsync", die))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -151,23 +165,18 @@ def test_a_resumed_run_removes_the_unfinished_file_of_the_killed_one(srresnet, t
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_run_after_a_save(stage, tmp_path, signal_number):
-    rng, stops = random.Random(SEED), 0
-    process = Script(stage.script, stage.arguments, tmp_path)
-    while stops < 3:
-        steps = rng.randrange(1, 6)  # of save, log and validation, some due at once and some not
-        begun = int(checkpoints(tmp_path)[-1].stem[-8:]) if checkpoints(tmp_path) else 0
-        process.wait_until(lambda: process.files[0].read_text().count("\n") > 4 + steps)
+    rng, step = random.Random(SEED), 0
+    for _ in range(3):
+        process = Script(stage.script, [*stage.arguments, "--resume"] if step else stage.arguments, tmp_path)
+        lines = 4 + rng.randrange(1, 6)  # of saves, figures and validations, so now this is due in the next step, now that
+        process.wait_until(lambda process=process, lines=lines: process.files[0].read_text().count("\n") > lines)
         process.send(signal_number)
         result = process.wait()
         assert result.status == 0 and not result.err, result
-        last = result.out.splitlines()[-1]
-        step = int(checkpoints(tmp_path)[-1].stem[-8:])
+        begun, step, last = step, int(checkpoints(tmp_path)[-1].stem[-8:]), result.out.splitlines()[-1]
         assert begun < step < 30 and f"step {step};" in last and "--resume" in last, result
-        stops += 1
-        process = Script(stage.script, [*stage.arguments, "--resume"], tmp_path)
-    result = process.wait()
-    assert result.status == 0 and f"steps {step + 1} to 30" in result.out, result
-    assert_same_run(tmp_path, stage.folder)
+    result = finish(stage, tmp_path)
+    assert f"steps {step + 1} to 30" in result.out
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
@@ -240,88 +249,55 @@ def assert_one_line(result):
     assert result.status == 2 and result.err.startswith("error: ") and result.err.count("\n") == 1, result
 
 
-def full_at(step, name):
-    """Let one file operation of the save of `step` fail for want of space."""
-    import os
-
-    import utils
-
-    save_checkpoint, real = utils.save_checkpoint, getattr(os, name)
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    def save(path, state):
-        if state["step"] == step and path.name != "best.pth":
-            setattr(os, name, full)
-        save_checkpoint(path, state)
-
-    utils.save_checkpoint = save
-    return real
+def no_space(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def limit_at(step, size):
-    """Let no file grow beyond `size` bytes from the save of `step` on."""
-    import utils
-
-    save_checkpoint = utils.save_checkpoint
-
-    def save(path, state):
-        if state["step"] == step:
-            limit_file_size(size)
-        save_checkpoint(path, state)
-
-    utils.save_checkpoint = save
+def full_in(step, name):
+    """Let an operation of the save of `step` fail."""
+    at_save(step, lambda: setattr(os, name, no_space))
 
 
-def copies_that_do_not_fit(step):
-    """A file system without links, with no room for the copy."""
-    import os
+def full_in_write(step):
+    """Let no file grow beyond 10,000 bytes from the save of `step` on: a checkpoint is larger, the logs are not."""
+    at_save(step, lambda: limit_file_size(10_000))
 
-    def no_links(*args):
-        raise OSError(95, "Operation not supported")
 
-    os.link = no_links
-    import shutil
+def full_in_copy(step):
+    """The same, for the copy that becomes last.pth on a file system that has no links."""
 
-    import utils
+    def no_links(*_):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
-    real = shutil.copyfile
+    os.link, copyfile = no_links, shutil.copyfile
 
-    def copyfile(source, target):
-        if str(source).endswith(f"{step:08d}.pth"):
+    def copy(source, target):
+        if str(source).endswith(f"step_{step:08d}.pth"):
             limit_file_size(10_000)
-        return real(source, target)
+        return copyfile(source, target)
 
-    utils.shutil.copyfile = copyfile
+    shutil.copyfile = copy
 
 
-def log_that_does_not_fit(step):
-    """The open log.csv on a full device from the save of `step` on."""
-    import os
+def full_in_log(step):
+    """Put the open log.csv on a full device."""
 
-    import utils
+    def fill():
+        for number in os.listdir("/proc/self/fd"):
+            if os.path.realpath(f"/proc/self/fd/{number}").endswith("log.csv"):
+                os.dup2(os.open("/dev/full", os.O_WRONLY), int(number))
 
-    save_checkpoint = utils.save_checkpoint
-
-    def save(path, state):
-        save_checkpoint(path, state)
-        if state["step"] == step:
-            for number in os.listdir("/proc/self/fd"):
-                if os.path.realpath(f"/proc/self/fd/{number}").endswith("log.csv"):
-                    os.dup2(os.open("/dev/full", os.O_WRONLY), int(number))
-
-    utils.save_checkpoint = save
+    at_save(step, fill)
 
 
 @pytest.mark.parametrize(
     "trouble",
     [
-        functools.partial(limit_at, 8, 10_000),
-        functools.partial(full_at, 8, "fsync"),
-        functools.partial(full_at, 8, "replace"),
-        functools.partial(copies_that_do_not_fit, 8),
-        functools.partial(log_that_does_not_fit, 8),
+        functools.partial(full_in_write, 8),
+        functools.partial(full_in, 8, "fsync"),
+        functools.partial(full_in, 8, "replace"),
+        functools.partial(full_in_copy, 8),
+        functools.partial(full_in_log, 8),
     ],
     ids=["write", "fsync", "rename", "copy", "log"],
 )
@@ -338,7 +314,7 @@ def test_a_full_disk_is_one_clear_line_and_costs_no_checkpoint(srresnet, tmp_pat
 
 
 def test_a_full_disk_in_stage_2_costs_no_checkpoint(srgan, tmp_path):
-    result = run(srgan.script, srgan.arguments, tmp_path, functools.partial(limit_at, 8, 10_000))
+    result = run(srgan.script, srgan.arguments, tmp_path, functools.partial(full_in_write, 8))
     assert_one_line(result)
     assert not leftovers(tmp_path) and [load(path)["step"] for path in checkpoints(tmp_path)] == [4, 6]
     finish(srgan, tmp_path)

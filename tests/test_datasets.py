@@ -1,0 +1,301 @@
+"""Training samples are a pure function of their number, reach every part of every image, and are degraded as Pillow does."""
+
+import itertools
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import datasets
+import utils
+from conftest import make_lists
+from datasets import CROPS_PER_IMAGE, WINDOW, SRDataset, degrade, train_loader, training_pair
+
+SIZE = 32
+
+
+def open_lists(folder, seed=0, crop_size=SIZE):
+    return SRDataset(folder / "train_images.json", crop_size, seed)
+
+
+def stream(dataset, *args, **kwargs):
+    """The batches of a loader as one tensor, and all that it reported of bad files."""
+    batches = list(train_loader(dataset, *args, **kwargs))
+    return torch.cat([batch for batch, _ in batches]), [line for _, bad_files in batches for line in bad_files]
+
+
+def list_of(folder, images, pack=False):
+    """A list of the given pixels, in the given order."""
+    folder.mkdir(parents=True)
+    names = [f"{i:03d}.png" for i in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        Image.fromarray(image).save(folder / name, compress_level=0)
+    list_file = folder / "train_images.json"
+    utils.write_text(list_file, str(names).replace("'", '"'))
+    if pack:
+        import create_data_lists
+
+        sizes = {folder / name: image.shape[:2] for name, image in zip(names, images, strict=True)}
+        create_data_lists.write_pack(list_file, sizes, "on", 8)
+    return folder
+
+
+# Degradation
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_degrade_is_pillows_bicubic_to_one_grey_level(photographs, scale):
+    random = np.random.default_rng(0).integers(0, 256, (72, 96, 3), np.uint8)
+    edges = np.where(random > 127, 255, 0).astype(np.uint8)  # where bicubic overshoots and has to be clamped
+    for hr_img in (photographs[0], photographs[1], photographs[6], random, edges):
+        height, width = hr_img.shape[0] // scale * scale, hr_img.shape[1] // scale * scale
+        hr_img = hr_img[:height, :width]
+        lr_imgs = degrade(torch.from_numpy(hr_img.copy()).permute(2, 0, 1)[None], scale)
+        assert lr_imgs.shape == (1, 3, height // scale, width // scale) and lr_imgs.dtype == torch.float32
+        levels = 255 * lr_imgs[0].permute(1, 2, 0).double().numpy()
+        assert np.abs(levels - levels.round()).max() < 1e-4  # whole grey levels, as a file would hold
+        difference = np.abs(levels.round() - utils.downscale(hr_img, scale))
+        assert difference.max() <= 1 and difference.mean() < 0.2
+
+
+def test_training_pairs_and_their_ranges(photographs):
+    crops = torch.from_numpy(np.stack([photographs[0][:SIZE, :SIZE], np.zeros((SIZE, SIZE, 3), np.uint8)])).permute(0, 3, 1, 2)
+    crops[1, :, :, SIZE // 2 :] = 255
+    lr_imgs, hr_imgs = training_pair(crops, 4)
+    assert lr_imgs.shape == (2, 3, 8, 8) and hr_imgs.shape == (2, 3, SIZE, SIZE)
+    assert lr_imgs.dtype == hr_imgs.dtype == torch.float32
+    assert (lr_imgs[1].min(), lr_imgs[1].max()) == (0, 1) and (hr_imgs[1].min(), hr_imgs[1].max()) == (-1, 1)
+    assert torch.equal(((hr_imgs + 1) * 127.5).round().byte(), crops)
+    assert torch.equal(lr_imgs, degrade(crops, 4))
+
+
+# Crops
+
+
+def position_image(height, width):
+    """Each pixel holds its own row and column."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_crops_reach_every_position_flip_and_turn(tmp_path, pack):
+    dataset = open_lists(list_of(tmp_path / "data", [position_image(20, 25)], pack), crop_size=16)
+    assert (dataset.pack is not None) == pack
+    square = position_image(16, 16)[..., :2]
+    views = {np.rot90(flipped, turn).tobytes() for flipped in (square, square[:, ::-1]) for turn in range(4)}
+    assert len(views) == 8
+    seen = {"top": set(), "left": set(), "view": set()}
+    for k in range(600):
+        crop = dataset[k].transpose(1, 2, 0)
+        corner = crop.min((0, 1))
+        view = np.ascontiguousarray(crop[..., :2] - corner[:2]).tobytes()
+        assert crop.shape == (16, 16, 3) and view in views  # whole, and not scrambled
+        for key, value in zip(seen, (int(corner[0]), int(corner[1]), view)):
+            seen[key].add(value)
+    # 20 - 16 and 25 - 16 are the last positions.
+    assert seen == {"top": set(range(5)), "left": set(range(10)), "view": views}
+
+
+def test_a_crop_may_be_the_whole_image(tmp_path):
+    dataset = open_lists(list_of(tmp_path / "data", [position_image(16, 16)]), crop_size=16)
+    assert all(dataset[k].min() == 0 and dataset[k].max() == 15 for k in range(20))
+
+
+# The order of the images
+
+
+def grey_levels(tmp_path, count, pack):
+    """A data set whose image number i is plain grey of level i."""
+    return open_lists(list_of(tmp_path / "data", [np.full((16, 16, 3), i, np.uint8) for i in range(count)], pack), crop_size=16)
+
+
+def test_an_epoch_visits_each_image_once_with_a_pack(tmp_path):
+    dataset = grey_levels(tmp_path, 50, pack=True)
+    epochs = [[int(dataset[k].max()) for k in range(50 * epoch, 50 * epoch + 50)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(50))
+
+
+def test_an_epoch_visits_each_image_four_times_without_a_pack(tmp_path):
+    dataset = grey_levels(tmp_path, 96, pack=False)
+    # Of three windows two whole epochs are made, and a round through a window has no image of an epoch twice.
+    visits = [[dataset.visit_of(k) for k in range(start, start + WINDOW)] for start in range(0, 3 * 4 * WINDOW, WINDOW)]
+    assert CROPS_PER_IMAGE == 4 and all(len(set(turn)) == WINDOW for turn in visits)
+    samples = [(visit // 96, int(dataset[k].max())) for k, visit in enumerate(itertools.chain(*visits))]
+    assert sorted(samples) == [(epoch, image) for epoch in (0, 1) for image in range(96) for _ in range(4)]
+    orders = [[image for epoch, image in dict.fromkeys(samples) if epoch == number] for number in (0, 1)]
+    assert orders[0] != orders[1]
+
+
+def test_an_image_is_decoded_once_for_its_crops(tmp_path, monkeypatch):
+    dataset = grey_levels(tmp_path, 2 * WINDOW, pack=False)
+    opened = []
+    monkeypatch.setattr(datasets, "read_image", lambda path: opened.append(path) or utils.read_image(path))
+    stream(dataset, 16, steps=2 * WINDOW * CROPS_PER_IMAGE // 16)
+    assert sorted(opened) == dataset.paths
+
+
+# A pure function of (seed, k)
+
+
+@pytest.mark.parametrize("pack", ["off", "on"])
+def test_sample_k_depends_on_the_seed_and_k_alone(lists, pack):
+    ks = [0, 1, 5, 63, 64, 255, 256, 257, 1000, 12345]
+    straight, backwards = open_lists(lists[pack]), open_lists(lists[pack])
+    samples = {k: straight[k] for k in ks}
+    for k in reversed(ks):
+        assert np.array_equal(backwards[k], samples[k])
+        assert np.array_equal(open_lists(lists[pack])[k], samples[k])
+    other = open_lists(lists[pack], seed=1)
+    assert sum(np.array_equal(other[k], samples[k]) for k in ks) == 0
+
+
+@pytest.mark.parametrize("pack", ["off", "on"])
+@pytest.mark.parametrize("batch_size", [4, 3])  # 3 does not divide a window
+def test_the_stream_is_that_of_the_numbers(lists, pack, batch_size):
+    steps = 300 // batch_size
+    samples, bad_files = stream(open_lists(lists[pack]), batch_size, steps=steps)
+    dataset = open_lists(lists[pack])
+    assert bad_files == [] and samples.dtype == torch.uint8
+    assert torch.equal(samples, torch.from_numpy(np.stack([dataset[k] for k in range(batch_size * steps)])))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_the_stream(lists, workers):
+    expected, _ = stream(open_lists(lists["off"]), 4, steps=160)
+    assert torch.equal(stream(open_lists(lists["off"]), 4, steps=160, workers=workers)[0], expected)
+
+
+@pytest.mark.parametrize("start", [1, 37, 64, 65])
+def test_a_resumed_stream_goes_on_where_it_stopped(lists, start):
+    expected, _ = stream(open_lists(lists["off"]), 4, steps=80)
+    assert torch.equal(stream(open_lists(lists["off"]), 4, start, 80)[0], expected[4 * start :])
+
+
+@pytest.mark.parametrize("pack", ["off", "on"])
+def test_the_shares_of_the_ranks_make_up_the_batch_of_one_process(lists, pack):
+    whole = [batch for batch, _ in train_loader(open_lists(lists[pack]), 6, start=2, steps=50)]
+    for world_size in (2, 3):
+        ranks = [train_loader(open_lists(lists[pack]), 6, 2, 50, rank, world_size) for rank in range(world_size)]
+        shared = [torch.cat([batch for batch, _ in shares]) for shares in zip(*ranks, strict=True)]
+        assert len(whole) == len(shared) == 48
+        assert all(torch.equal(a, b) for a, b in zip(whole, shared))
+
+
+def test_the_loader_has_no_end_unless_told(lists):
+    batches = train_loader(open_lists(lists["on"]), 2)
+    assert sum(len(batch) for batch, _ in itertools.islice(batches, 300)) == 600
+
+
+# Images that cannot be used
+
+
+@pytest.fixture
+def damaged(tmp_path, image_folder):
+    """A list of ten images, of which one has gone, one is cut short, one is text and one has become small."""
+    folder = tmp_path / "data"
+    shutil.copytree(image_folder, folder)
+    make_lists(folder, folder, "--pack", "off")
+    gone, short, text, small = (path for path in utils.read_list(folder / "train_images.json")[2:6])
+    gone.unlink()
+    short.write_bytes(short.read_bytes()[:2000])
+    text.write_text("no image")
+    Image.new("RGB", (SIZE - 1, 100)).save(small)
+    return folder, (gone, short, text, small)
+
+
+def test_bad_files_are_replaced_and_named(damaged):
+    folder, bad = damaged
+    dataset = open_lists(folder)
+    samples = [dataset[k] for k in range(256)]
+    for path, reason in zip(bad, ("no such file", "cannot be read", "cannot be read", "smaller than the crop")):
+        assert any(str(path) in line and reason in line for line in dataset.bad_files)
+    assert all(any(str(path) in line for path in bad) for line in dataset.bad_files)
+    again = open_lists(folder)
+    assert all(np.array_equal(again[k], samples[k]) for k in reversed(range(256)))
+    # The samples of the other images are those they would have been without the damage.
+    readable = [k for k in range(256) if dataset.paths[dataset.image_number(dataset.visit_of(k))] not in bad]
+    assert 0 < len(readable) < 256
+    for k in readable[:20]:
+        image = utils.read_image(dataset.paths[dataset.image_number(dataset.visit_of(k))])
+        assert {tuple(pixel) for pixel in samples[k].reshape(3, -1).T} <= {tuple(pixel) for pixel in image.reshape(-1, 3)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_files_do_not_change_with_the_workers(damaged, workers):
+    folder, bad = damaged
+    expected, _ = stream(open_lists(folder), 4, steps=40)
+    samples, lines = stream(open_lists(folder), 4, steps=40, workers=workers)
+    assert torch.equal(samples, expected)
+    assert all(any(str(path) in line for line in lines) for path in bad)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_without_any_usable_image_the_loader_says_so(tmp_path, workers):
+    folder = list_of(tmp_path / "data", [position_image(16, 16)] * 3)
+    with pytest.raises(utils.UserError, match="no image can be used.*smaller than the crop of 32"):
+        next(train_loader(open_lists(folder), 4, workers=workers))
+
+
+# Packs
+
+
+def test_a_pack_holds_the_pixels_of_the_files(lists):
+    dataset = open_lists(lists["on"])
+    assert len(dataset.paths) == 10
+    for number, path in enumerate(dataset.paths):
+        assert np.array_equal(dataset.pack[number], utils.read_image(path))
+
+
+def test_a_pack_of_another_list_or_cut_short_is_refused(tmp_path, image_folder):
+    make_lists(tmp_path, image_folder, "--pack", "on")
+    pixels, list_file = tmp_path / "train_images.pack", tmp_path / "train_images.json"
+    content = pixels.read_bytes()
+    pixels.write_bytes(content[:-1])
+    with pytest.raises(utils.UserError, match="not whole"):
+        open_lists(tmp_path)
+    pixels.unlink()
+    with pytest.raises(utils.UserError, match="not whole"):
+        open_lists(tmp_path)
+    pixels.write_bytes(content)
+    assert open_lists(tmp_path)[0].shape == (3, SIZE, SIZE)
+    names = list_file.read_text().splitlines()
+    list_file.write_text("\n".join([names[0], names[2], names[1], *names[3:]]))  # same images, other order
+    with pytest.raises(utils.UserError, match="another list"):
+        open_lists(tmp_path)
+
+
+# Reading images
+
+
+def test_images_of_every_mode_are_read_as_rgb(tmp_path):
+    def read(image, name="image.png", **options):
+        image.save(tmp_path / name, **options)
+        pixels = utils.read_image(tmp_path / name)
+        assert pixels.dtype == np.uint8
+        return pixels
+
+    assert (read(Image.new("L", (5, 4), 77)) == 77).all()
+    assert read(Image.new("L", (5, 4), 77)).shape == (4, 5, 3)
+    assert (read(Image.new("1", (5, 4), 1)) == 255).all()
+    assert (read(Image.new("CMYK", (5, 4), (0, 0, 0, 0)), "image.jpg") == 255).all()
+    assert (read(Image.new("RGBA", (5, 4), (10, 20, 30, 255))) == [10, 20, 30]).all()
+    assert (read(Image.new("RGBA", (5, 4), (10, 20, 30, 0))) == 255).all()  # on white
+    assert (read(Image.new("P", (5, 4), 0), transparency=0) == 255).all()
+    assert (read(Image.fromarray(np.full((4, 5), 0x80FF, np.uint16))) == 0x80).all()  # the upper half of 16 bits
+    # A camera held upright notes that its rows are columns.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = Image.fromarray(np.array([[[255, 0, 0]], [[0, 0, 255]]], np.uint8).repeat(8, 0).repeat(8, 1))
+    upright = read(lying, "image.jpg", exif=exif, quality=100)
+    assert upright.shape == (8, 16, 3) and upright[4, 2, 2] > 200 and upright[4, 13, 0] > 200
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[1, 2]", '"text"', "[", "3", "null"])
+def test_a_list_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / "train_images.json").write_text(content)
+    with pytest.raises(utils.UserError, match="create_data_lists.py"):
+        open_lists(tmp_path)
