@@ -9,6 +9,7 @@ function of (seed, k) alone: a run that was resumed, or that has more workers or
 
 import functools
 import json
+import signal
 import zlib
 from pathlib import Path
 
@@ -160,6 +161,7 @@ def train_loader(dataset, batch_size, start=0, steps=None, rank=0, world_size=1,
         batch_sampler=chunks(),
         collate_fn=as_it_is,
         num_workers=workers,
+        worker_init_fn=leave_signals_to_parent,
         pin_memory=pin_memory,
         prefetch_factor=2 if workers else None,
     )
@@ -174,6 +176,12 @@ def train_loader(dataset, batch_size, start=0, steps=None, rank=0, world_size=1,
 def as_it_is(chunk):
     """The collate function (a lambda could not be sent to the workers of Windows and macOS)."""
     return chunk
+
+
+def leave_signals_to_parent(worker):
+    """Ctrl-C reaches the workers too, and the parent wants their batches until it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class TestPairs(Dataset):

@@ -93,8 +93,11 @@ def onnx_bytes(upscaler, opset):
 
 def exported_bytes(upscaler):
     """The network as an archive of torch.export."""
+    program = torch.export.export(upscaler, (example(),), dynamic_shapes=any_size())
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # with the paths of this machine
     file = io.BytesIO()
-    torch.export.save(torch.export.export(upscaler, (example(),), dynamic_shapes=any_size()), file)
+    torch.export.save(program, file)
     return file.getvalue()
 
 

@@ -302,6 +302,8 @@ class Run:
         from torch.utils.tensorboard import SummaryWriter
 
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        for left_by_a_kill in self.checkpoints.glob(".*.tmp"):
+            left_by_a_kill.unlink()
         (self.results / "samples").mkdir(parents=True, exist_ok=True)
         options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.args).items()}
         write_text(self.results / "config.json", json.dumps(options | facts, indent=2) + "\n")

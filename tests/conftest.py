@@ -72,6 +72,16 @@ def vgg_file(tmp_path_factory, vgg_state):
 
 
 @pytest.fixture
+def quick_vgg(monkeypatch):
+    """VGG19's layers without the 140 million random weights that torchvision's function draws first, which takes seconds."""
+    from torchvision.models.vgg import cfgs, make_layers
+
+    import models
+
+    monkeypatch.setattr(models, "vgg19_features", lambda: make_layers(cfgs["E"]))
+
+
+@pytest.fixture
 def work(tmp_path, monkeypatch):
     """The scripts write to ./checkpoints and ./results; what they do to the signals is undone."""
     monkeypatch.chdir(tmp_path)

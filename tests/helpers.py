@@ -144,11 +144,18 @@ class Script:
         return Result(self.process.exitcode, out, err)
 
     def wait_until(self, condition, seconds=PATIENCE):
-        """Wait until `condition()` holds, while the process runs."""
+        """Wait until `condition()` holds; returns whether it did before the process ended."""
         end = time.monotonic() + seconds
         while not condition():
-            assert self.process.is_alive() and time.monotonic() < end, self.wait(0)
+            if not self.process.is_alive():
+                return condition()
+            assert time.monotonic() < end, self.wait(0)
             time.sleep(0.005)
+        return True
+
+    def lines(self):
+        """How many lines the process has printed."""
+        return self.files[0].read_text().count("\n") if self.files[0].exists() else 0
 
     def send(self, signal_number, group=False):
         """Signal the process, or its group, as Ctrl-C in a terminal and batch systems do."""

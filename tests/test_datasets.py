@@ -294,7 +294,7 @@ def test_images_of_every_mode_are_read_as_rgb(tmp_path):
     assert upright.shape == (8, 16, 3) and upright[4, 2, 2] > 200 and upright[4, 13, 0] > 200
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", "[1, 2]", '"text"', "[", "3", "null"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"a.png": 1}', "[1, 2]", '"text"', "[", "3", "null"])
 def test_a_list_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "train_images.json").write_text(content)
     with pytest.raises(utils.UserError, match="create_data_lists.py"):

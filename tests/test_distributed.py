@@ -178,7 +178,7 @@ def assert_clear(result):
 
 def test_a_process_that_dies_ends_the_other_which_says_so(stage, tmp_path):
     first, second = start_two(stage.script, [*stage.arguments, "--steps=100000"], tmp_path)
-    first.wait_until(lambda: steps_saved(tmp_path)[-1:] >= [10])
+    assert first.wait_until(lambda: steps_saved(tmp_path)[-1:] >= [10])
     second.send(signal.SIGKILL)
     result = first.wait()
     second.kill()
@@ -201,7 +201,7 @@ def test_an_error_of_one_process_ends_the_other(srresnet, tmp_path):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_process_stops_both_after_a_save(stage, tmp_path, rank):
     processes = start_two(stage.script, stage.arguments, tmp_path)
-    processes[0].wait_until(lambda: "step 6/" in processes[0].files[0].read_text())
+    assert processes[0].wait_until(lambda: "step 6/" in processes[0].files[0].read_text())
     processes[rank].send(signal.SIGTERM)
     first, second = (process.wait() for process in processes)
     assert first.status == second.status == 0 and not first.err and not second.err, (first, second)

@@ -66,6 +66,7 @@ def test_onnx(tmp_path, monkeypatch, capsys, config):
     agree(weights, lambda lr_imgs: torch.from_numpy(session.run(["sr"], {"lr": lr_imgs.numpy()})[0]))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
 @pytest.mark.parametrize("scale", [2, 8])
 def test_torchscript(tmp_path, monkeypatch, scale):
     weights = checkpoint(tmp_path, scale=scale)
@@ -77,6 +78,7 @@ def test_torchscript(tmp_path, monkeypatch, scale):
 def test_exported_program(tmp_path, monkeypatch, scale):
     weights = checkpoint(tmp_path, scale=scale)
     run(monkeypatch, "--weights", weights, "--format", "exported")
+    assert b"models.py" not in (tmp_path / "small.pt2").read_bytes()
     agree(weights, torch.export.load(tmp_path / "small.pt2").module())
 
 

@@ -68,7 +68,7 @@ def leftovers(folder):
 
 @pytest.fixture(scope="module")
 def srresnet(tmp_path_factory):
-    """An uninterrupted run of stage 1: its script, arguments, folder and duration."""
+    """An uninterrupted run of stage 1: its script, arguments and folder."""
     folder = tmp_path_factory.mktemp("srresnet")
     return uninterrupted("train_srresnet", [*SMALL, "--data-folder", make_data(folder)], folder)
 
@@ -87,10 +87,9 @@ def stage(request):
 
 
 def uninterrupted(script, arguments, folder):
-    before = time.monotonic()
     result = run(script, arguments, folder)
     assert result.status == 0, result
-    return SimpleNamespace(script=script, arguments=arguments, folder=folder, seconds=time.monotonic() - before)
+    return SimpleNamespace(script=script, arguments=arguments, folder=folder)
 
 
 def finish(stage, folder, *more):
@@ -104,7 +103,7 @@ def finish(stage, folder, *more):
 def stop_after(stage, folder, saves, *more):
     """A run killed when it has saved so many times."""
     process = Script(stage.script, [*stage.arguments, *more], folder)
-    process.wait_until(lambda: len(checkpoints(folder)) and int(checkpoints(folder)[-1].stem[-8:]) >= 2 * saves)
+    assert process.wait_until(lambda: len(checkpoints(folder)) and int(checkpoints(folder)[-1].stem[-8:]) >= 2 * saves)
     process.send(signal.SIGKILL)
     process.wait()
     process.kill()
@@ -126,7 +125,9 @@ def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(stage, tmp
             in_save = functools.partial(before_file_call, rng.randrange(1, 80), die) if kills % 2 else None
             process = Script(stage.script, arguments, folder, in_save)
             if not in_save:
-                process.process.join(rng.uniform(0, stage.seconds))
+                lines = rng.randrange(30)
+                process.wait_until(lambda process=process, lines=lines: process.lines() >= lines)
+                time.sleep(rng.uniform(0, 0.05))
                 process.kill()
             result = process.wait()
             assert result.status in (0, -signal.SIGKILL), result
@@ -169,7 +170,7 @@ def test_a_signal_stops_the_run_after_a_save(stage, tmp_path, signal_number):
     for _ in range(3):
         process = Script(stage.script, [*stage.arguments, "--resume"] if step else stage.arguments, tmp_path)
         lines = 4 + rng.randrange(1, 6)  # of saves, figures and validations, so now this is due in the next step, now that
-        process.wait_until(lambda process=process, lines=lines: process.files[0].read_text().count("\n") > lines)
+        assert process.wait_until(lambda process=process, lines=lines: process.lines() > lines)
         process.send(signal_number)
         result = process.wait()
         assert result.status == 0 and not result.err, result
@@ -183,7 +184,7 @@ def test_a_signal_stops_the_run_after_a_save(stage, tmp_path, signal_number):
 def test_a_signal_to_the_loader_processes_too_stops_the_run_after_a_save(srresnet, tmp_path, signal_number):
     # Ctrl-C in a terminal, and the time limit of a batch system, reach every process of the group.
     process = Script(srresnet.script, [*srresnet.arguments, "--workers", 2], tmp_path)
-    process.wait_until(lambda: "step 4: saved" in process.files[0].read_text())
+    assert process.wait_until(lambda: "step 4: saved" in process.files[0].read_text())
     process.send(signal_number, group=True)
     result = process.wait()
     process.kill()
@@ -193,9 +194,9 @@ def test_a_signal_to_the_loader_processes_too_stops_the_run_after_a_save(srresne
 
 def test_a_second_ctrl_c_does_not_wait(srresnet, tmp_path):
     process = Script(srresnet.script, srresnet.arguments, tmp_path, wait_in_first_save)
-    process.wait_until(lambda: (tmp_path / "saving").exists())
+    assert process.wait_until(lambda: (tmp_path / "saving").exists())
     process.send(signal.SIGINT)
-    process.wait_until(lambda: (tmp_path / "caught").exists())
+    assert process.wait_until(lambda: (tmp_path / "caught").exists())
     process.send(signal.SIGINT)
     result = process.wait()
     assert (result.status, result.err) == (130, "interrupted\n"), result

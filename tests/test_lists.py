@@ -24,7 +24,7 @@ def found_in(folder, *which):
 def junk(tmp_path, photographs):
     """A folder with eight usable images and one or more of each kind of file that is none."""
     folder = tmp_path / "photos"
-    good = "a.png B.JPG c.jpeg d.webp nested/deep/e.bmp folder.png/f.tif".split() + ["with space.png", "größe 象.png"]
+    good = ["a.png", "B.JPG", "c.jpeg", "d.webp", "nested/deep/e.bmp", "folder.png/f.tif", "with space.png", "größe 象.png"]
     for name, photograph in zip(good, photographs):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photograph).save(folder / name)
@@ -82,7 +82,8 @@ def test_validation_images_are_held_out_by_the_seed(tmp_path, image_folder):
 def test_an_image_given_twice_is_listed_once(tmp_path, image_folder, monkeypatch):
     monkeypatch.chdir(image_folder.parent)
     flags = ["--min-size", 32, "--validation-images", 4, "--output-folder", tmp_path]
-    call("create_data_lists", "--train-folders", image_folder, image_folder.name, image_folder / ".." / image_folder.name, *flags)
+    spellings = [image_folder, image_folder.name, image_folder / ".." / image_folder.name]
+    call("create_data_lists", "--train-folders", *spellings, *flags)
     names = names_in(tmp_path, "train") + names_in(tmp_path, "validation")
     assert len(names) == len(set(names)) == 12  # or a validation image would be trained on under its other name
 
@@ -138,7 +139,8 @@ def test_folders_without_an_image_are_refused(tmp_path, image_folder, capsys):
         for folder in ("missing", "empty", "junk"):
             line = refusal(capsys, "create_data_lists", which, tmp_path / folder, "--output-folder", tmp_path / "data")
             assert folder in line
-    line = refusal(capsys, "create_data_lists", "--train-folders", image_folder, "--output-folder", tmp_path / "data", "--min-size", 999)
+    flags = ["--output-folder", tmp_path / "data", "--min-size", 999]
+    line = refusal(capsys, "create_data_lists", "--train-folders", image_folder, *flags)
     assert image_folder.name in line
     assert list((tmp_path / "data").iterdir()) == []
 
@@ -149,7 +151,8 @@ def test_arguments_that_make_no_sense_are_refused(tmp_path, image_folder, capsys
     for flags in (["--validation-images", -1], ["--min-size", 0], ["--pack", "maybe"], ["--pack-limit", "nan"]):
         assert flags[0] in refusal(capsys, "create_data_lists", "--train-folders", image_folder, *to, *flags)
     assert not (tmp_path / "data").exists()
-    line = refusal(capsys, "create_data_lists", "--train-folders", image_folder, *to, "--min-size", 32, "--validation-images", 12)
+    flags = ["--min-size", 32, "--validation-images", 12]
+    line = refusal(capsys, "create_data_lists", "--train-folders", image_folder, *to, *flags)
     assert "--validation-images 12" in line
     (tmp_path / "file").write_text("")
     line = refusal(capsys, "create_data_lists", "--train-folders", image_folder, "--output-folder", tmp_path / "file")

@@ -151,6 +151,13 @@ def features_by_hand(vgg_state, i, j, imgs):
             return x
 
 
+def test_the_layers_of_vgg19_are_torchvisions():
+    from torchvision.models.vgg import cfgs, make_layers
+
+    assert str(models.vgg19_features()) == str(make_layers(cfgs["E"]))
+
+
+@pytest.mark.usefixtures("quick_vgg")
 @pytest.mark.parametrize("i, j, channels, size", [(1, 1, 64, 32), (2, 2, 128, 16), (3, 4, 256, 8), (5, 4, 512, 2)])
 def test_truncated_vgg19_is_torchvisions_up_to_the_relu(vgg_state, i, j, channels, size):
     imgs = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -160,6 +167,7 @@ def test_truncated_vgg19_is_torchvisions_up_to_the_relu(vgg_state, i, j, channel
     assert torch.allclose(features, features_by_hand(vgg_state, i, j, imgs), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("quick_vgg")
 def test_truncated_vgg19_is_frozen_and_stays_in_eval_mode(vgg_state):
     vgg = nn.Sequential(TruncatedVGG19(1, 2, vgg_state)).train()
     assert not any(module.training for module in vgg[0].modules())
@@ -169,6 +177,7 @@ def test_truncated_vgg19_is_frozen_and_stays_in_eval_mode(vgg_state):
     assert imgs.grad.abs().sum() > 0  # but the gradient reaches the images
 
 
+@pytest.mark.usefixtures("quick_vgg")
 def test_truncated_vgg19_takes_the_weights_of_a_whole_vgg19(tmp_path, vgg_state):
     whole = {f"features.{key}": value for key, value in vgg_state.items()} | {"classifier.0.bias": torch.zeros(4096)}
     torch.save(whole, tmp_path / "vgg19.pth")
@@ -182,6 +191,7 @@ def test_truncated_vgg19_refuses_layers_that_there_are_not(i, j):
         TruncatedVGG19(i, j, {})
 
 
+@pytest.mark.usefixtures("quick_vgg")
 def test_truncated_vgg19_refuses_weights_that_do_not_fit(tmp_path, vgg_state):
     with pytest.raises(ValueError, match="missing"):
         TruncatedVGG19(2, 2, {key: value for key, value in vgg_state.items() if key != "7.weight"})

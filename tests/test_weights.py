@@ -126,7 +126,8 @@ def test_tutorial_weights_take_normalised_input(tmp_path, capsys):
     with torch.no_grad():
         torch.testing.assert_close(loaded.eval()(lr_imgs), network(normalised))
     save_checkpoint(tmp_path / "again.pth", {"config": loaded.config, "weights": loaded.state_dict(), "step": 1})
-    assert start_from(tmp_path / "again.pth", scale=4, arch="srresnet").config["imagenet_input"]
+    with pytest.raises(UserError, match="normalised"):
+        start_from(tmp_path / "again.pth", tiny())
 
 
 def test_leftthomas_weights(tmp_path, capsys):

@@ -1,0 +1,460 @@
+"""One training step of each stage against its equations, and whole small runs: interrupted, resumed, gone wrong."""
+
+import copy
+import csv
+import math
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import train_srgan
+import train_srresnet
+import utils
+from conftest import call, refusal
+from datasets import training_pair
+from models import Discriminator, Generator, SRResNet, TruncatedVGG19
+
+GAN_ARGS = SimpleNamespace(vgg_factor=0.5, content_loss="mse", adversarial_weight=0.1, texture_weight=0.0, pixel_weight=0.0)
+
+
+@pytest.fixture
+def batch(photographs):
+    """Four real training pairs: LR images (4, 3, 8, 8), HR images (4, 3, 32, 32)."""
+    crops = [torch.from_numpy(photographs[i][20:52, 20:52].copy()).permute(2, 0, 1) for i in (0, 3, 6, 9)]
+    return training_pair(torch.stack(crops), 4)
+
+
+# Stage 1
+
+
+def test_stage_1_overfits_one_batch(batch):
+    torch.manual_seed(0)
+    network = SRResNet(4, blocks=1, channels=16)
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    losses = [train_srresnet.train_step(network, optimizer, *batch)["loss"].item() for _ in range(250)]
+    assert losses[-1] < losses[0] / 10
+
+
+def test_stage_1_step_is_that_of_the_mean_squared_error(batch):
+    torch.manual_seed(0)
+    network = SRResNet(4, 1, 8)
+    reference = copy.deepcopy(network)
+    figures = train_srresnet.train_step(network, torch.optim.SGD(network.parameters(), 0.1), *batch)
+    loss = ((reference(batch[0]) - batch[1]) ** 2).mean()
+    loss.backward()
+    assert torch.isclose(figures["loss"], loss)
+    norm = torch.cat([p.grad.flatten() for p in reference.parameters()]).norm()
+    assert torch.isclose(figures["gradient_norm"], norm)
+    for p, before in zip(network.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(p, before - 0.1 * before.grad, atol=1e-6)
+
+
+# Stage 2
+
+
+class Spy(torch.optim.SGD):
+    """An optimizer that looks around before each of its steps."""
+
+    def __init__(self, parameters, learning_rate, look):
+        super().__init__(parameters, learning_rate)
+        self.look = look
+
+    def step(self):
+        self.look()
+        super().step()
+
+
+@pytest.fixture
+def networks(quick_vgg, vgg_state):
+    torch.manual_seed(0)
+    return Generator(4, 1, 8), Discriminator(4), TruncatedVGG19(2, 2, vgg_state)
+
+
+def parameters(network):
+    return [p.detach().clone() for p in network.parameters()]
+
+
+def gradients(network):
+    return [None if p.grad is None else p.grad.clone() for p in network.parameters()]
+
+
+def same(some, others):
+    return all((a is None and b is None) or (a is not None and b is not None and torch.equal(a, b)) for a, b in zip(some, others))
+
+
+def gan_step(networks, batch, rates=(0.1, 0.1), looks=(lambda: None, lambda: None), args=GAN_ARGS):
+    optimizers = [Spy(network.parameters(), rate, look) for network, rate, look in zip(networks, rates, looks)]
+    return train_srgan.train_step(*networks, *optimizers, *batch, args)
+
+
+@pytest.mark.parametrize("rates, changed", [((0.1, 0.0), (True, False)), ((0.0, 0.1), (False, True))])
+def test_each_half_of_the_gan_step_trains_its_own_network(networks, batch, rates, changed):
+    before = [parameters(network) for network in networks]
+    gan_step(networks, batch, rates)
+    for network, old, expected in zip(networks, before, (*changed, False)):
+        assert same(parameters(network), old) != expected
+
+
+def test_each_half_of_the_gan_step_leaves_the_other_gradients_alone(networks, batch):
+    generator, discriminator, vgg = networks
+    gan_step(networks, batch)
+    of_step_1 = gradients(discriminator)
+    seen = {}
+
+    def before_generator():
+        seen["generator"], seen["discriminator"] = gradients(generator), gradients(discriminator)
+
+    def before_discriminator():
+        assert same(gradients(generator), seen["generator"])
+        assert not same(gradients(discriminator), of_step_1)
+        seen["both"] = True
+
+    gan_step(networks, batch, looks=(before_generator, before_discriminator))
+    assert seen["both"] and same(seen["discriminator"], of_step_1)
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in (seen["generator"][0], of_step_1[0]))
+    assert gradients(vgg) == [None] * len(gradients(vgg))
+    assert all(p.requires_grad for p in (*generator.parameters(), *discriminator.parameters()))
+
+
+@pytest.mark.parametrize("content_loss, texture_weight, pixel_weight", [("mse", 0.0, 0.0), ("l1", 2.0, 3.0)])
+def test_gan_step_is_that_of_the_equations(networks, batch, content_loss, texture_weight, pixel_weight):
+    flags = {"content_loss": content_loss, "texture_weight": texture_weight, "pixel_weight": pixel_weight}
+    args = SimpleNamespace(**vars(GAN_ARGS) | flags)
+    (lr_imgs, hr_imgs), (generator, discriminator, vgg) = batch, copy.deepcopy(networks)
+    seen = []
+    figures = gan_step(networks, batch, looks=(lambda: seen.append(gradients(networks[0])), lambda: None), args=args)
+
+    sr_imgs = generator(lr_imgs)
+    sr_features, hr_features = 0.5 * vgg(sr_imgs), 0.5 * vgg(hr_imgs)
+    difference = sr_features - hr_features
+    terms = {"content": difference.abs().mean() if content_loss == "l1" else (difference**2).mean()}
+    terms["adversarial"] = 0.1 * -torch.log(torch.sigmoid(discriminator(sr_imgs))).mean()
+    if texture_weight:
+        sizes = sr_features[0].numel()
+        sr_gram, hr_gram = (torch.einsum("nchw,ndhw->ncd", f, f) / sizes for f in (sr_features, hr_features))
+        terms["texture"] = 2 * ((sr_gram - hr_gram) ** 2).mean()
+    if pixel_weight:
+        terms["pixel"] = 3 * ((sr_imgs - hr_imgs) ** 2).mean()
+    sum(terms.values()).backward()
+    for key, value in terms.items():
+        assert torch.isclose(figures[key], value, rtol=1e-4)
+    assert torch.isclose(figures["generator"], sum(terms.values()), rtol=1e-4)
+    for gradient, p in zip(seen[0], generator.parameters(), strict=True):
+        assert torch.allclose(gradient, p.grad, rtol=1e-3, atol=1e-6)
+
+    hr_logits, sr_logits = discriminator(hr_imgs), discriminator(sr_imgs.detach())
+    loss = -torch.log(torch.sigmoid(hr_logits)).mean() - torch.log(1 - torch.sigmoid(sr_logits)).mean()
+    assert torch.isclose(figures["discriminator"], loss, rtol=1e-4)
+    assert figures["accuracy_hr"] == (torch.sigmoid(hr_logits) > 0.5).float().mean()
+    assert figures["accuracy_sr"] == (torch.sigmoid(sr_logits) < 0.5).float().mean()
+
+
+# Schedules and the moving average
+
+
+def test_learning_rate_schedules():
+    def rates(schedule, warmup_steps=0):
+        args = SimpleNamespace(learning_rate=0.5, schedule=schedule, steps=10, warmup_steps=warmup_steps)
+        return [utils.learning_rate_at(step, args) for step in range(1, 11)]
+
+    assert rates("constant") == [0.5] * 10
+    assert rates("constant", warmup_steps=4) == [0.125, 0.25, 0.375] + [0.5] * 7
+    assert rates("step") == pytest.approx([0.5] * 5 + [0.05] * 5)
+    assert rates("cosine") == pytest.approx([0.25 * (1 + math.cos(math.pi * i / 10)) for i in range(10)])
+
+
+def test_bare_defaults_are_the_papers_schedules(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    stage_1, stage_2 = train_srresnet.parse_arguments(), train_srgan.parse_arguments()
+    assert (stage_1.steps, stage_2.steps) == (1_000_000, 200_000)
+    assert {utils.learning_rate_at(step, stage_1) for step in (1, 500_001, 1_000_000)} == {1e-4}
+    assert utils.learning_rate_at(100_000, stage_2) == 1e-4
+    assert utils.learning_rate_at(100_001, stage_2) == pytest.approx(1e-5)
+    for args in (stage_1, stage_2):
+        assert (args.scale, args.batch_size, args.crop_size, args.blocks, args.channels) == (4, 16, 96, 16, 64)
+    assert (stage_2.vgg_layer, stage_2.adversarial_weight, stage_2.content_loss) == (54, 1e-3, "mse")
+
+
+def test_moving_average():
+    torch.manual_seed(0)
+    network, ema = SRResNet(2, 1, 4), SRResNet(2, 1, 4)
+    network(torch.rand(2, 3, 8, 8))  # moves the statistics of batch normalisation, and counts
+    old, new = copy.deepcopy(ema.state_dict()), network.state_dict()
+    utils.update_ema(ema, network, 10_000, 0.9)
+    for key, value in ema.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value, 0.9 * old[key] + 0.1 * new[key], atol=1e-7)
+        else:
+            assert torch.equal(value, new[key])
+    # The first average is mostly the network: a decay of 2/11 at step 1, whatever the decay asked for.
+    old = copy.deepcopy(ema.state_dict())
+    utils.update_ema(ema, network, 1, 0.999)
+    weight = "head.0.weight"
+    assert torch.allclose(ema.state_dict()[weight], 2 / 11 * old[weight] + 9 / 11 * new[weight], atol=1e-7)
+
+
+# Whole runs
+
+
+@pytest.fixture(params=["train_srresnet", "train_srgan"])
+def stage(request, work, lists, vgg_file, quick_vgg):
+    """A script and the flags of a small run of it."""
+    flags = ["--data-folder", lists["off"], "--run", "small", "--device", "cpu", "--precision", "fp32", "--workers", 0]
+    flags += ["--blocks", 1, "--channels", 8, "--crop-size", 32, "--batch-size", 4, "--learning-rate", 1e-3]
+    flags += ["--steps", 6, "--schedule", "cosine", "--warmup-steps", 2, "--ema-decay", 0.5, "--validate-every", 2]
+    if request.param == "train_srgan":
+        flags += ["--init", "none", "--vgg-weights", vgg_file, "--vgg-layer", 22, "--discriminator-channels", 4]
+    return request.param, flags
+
+
+def after_step(monkeypatch, script, number, action):
+    """Do something to a run in the middle of a step, when the networks have been trained and nothing was logged."""
+    module = {"train_srresnet": train_srresnet, "train_srgan": train_srgan}[script]
+    update_ema = utils.update_ema
+
+    def hook(ema, network, step, decay):
+        update_ema(ema, network, step, decay)
+        if step == number:
+            action(network)
+
+    monkeypatch.setattr(module, "update_ema", hook)
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    return all(map(equal, a, b)) and len(a) == len(b) if isinstance(a, list) else a == b
+
+
+def results(folder):
+    """What must be the same to the last bit: the checkpoint without its arguments, the best weights and the log."""
+    last, best = (torch.load(folder / f"checkpoints/small/{name}.pth", weights_only=True) for name in ("last", "best"))
+    del last["args"]
+    return {"last": last, "best": best, "log": (folder / "results/small/log.csv").read_text()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_stopped_by_a_signal_and_resumed_is_the_uninterrupted_one(stage, work, monkeypatch, capsys, workers):
+    script, flags = stage
+    flags = [*flags, "--log-every", 4]  # the stop comes between two lines of the log, whose means are in the making
+    for name in ("straight", "stopped"):
+        (work / name).mkdir()
+    monkeypatch.chdir(work / "straight")
+    call(script, *flags)
+    monkeypatch.chdir(work / "stopped")
+    with monkeypatch.context() as patch:
+        after_step(patch, script, 3, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        call(script, *flags)
+    assert "stopped after step 3" in capsys.readouterr().out
+    assert torch.load("checkpoints/small/last.pth", weights_only=True)["step"] == 3
+    call(script, *flags, "--resume", "--workers", workers)
+    straight, stopped = results(work / "straight"), results(work / "stopped")
+    assert straight["last"]["step"] == 6 and {"weights", "ema"} < straight["last"].keys()
+    assert equal(straight, stopped)
+    rows = list(csv.DictReader(straight["log"].splitlines()))
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
+    assert not equal(straight["last"]["weights"], straight["last"]["ema"])
+
+
+def test_a_run_that_crashed_resumes_from_its_last_save(stage, work, monkeypatch):
+    script, flags = stage
+    flags = [*flags, "--log-every", 1, "--save-every", 2]
+    for name in ("straight", "crashed"):
+        (work / name).mkdir()
+    monkeypatch.chdir(work / "straight")
+    call(script, *flags)
+    monkeypatch.chdir(work / "crashed")
+
+    def crash(_):
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        after_step(patch, script, 6, crash)
+        call(script, *flags)
+    assert len((work / "crashed/results/small/log.csv").read_text().splitlines()) == 1 + 5  # row 5 was after the last save
+    newest = work / "crashed/checkpoints/small/step_00000004.pth"
+    newest.write_bytes(newest.read_bytes()[:3000])  # and the last save is damaged: the one before it serves
+    (newest.parent / "last.pth").unlink()
+    call(script, *flags, "--resume")
+    assert equal(results(work / "straight"), results(work / "crashed"))
+
+
+def test_changed_arguments_are_listed_and_refused(stage, capsys):
+    script, flags = stage
+    call(script, *flags)
+    line = refusal(capsys, script, *flags, "--resume", "--batch-size", 2, "--learning-rate", 0.5, "--log-every", 7)
+    assert "--batch-size was 4, is 2" in line and "--learning-rate was 0.001, is 0.5" in line and "log-every" not in line
+    assert "--steps was 6, is 8" in refusal(capsys, script, *flags, "--resume", "--steps", 8)  # the cosine would be another
+
+
+def test_a_run_at_a_constant_rate_may_be_prolonged(stage, work):
+    script, flags = stage
+    call(script, *flags, "--schedule", "constant", "--steps", 2)
+    call(script, *flags, "--schedule", "constant", "--steps", 3, "--resume")
+    assert torch.load("checkpoints/small/last.pth", weights_only=True)["step"] == 3
+
+
+def test_the_name_of_a_run_is_taken_once(stage, work, capsys):
+    script, flags = stage
+    for folder in ("checkpoints", "results"):
+        (work / folder / "small").mkdir(parents=True)
+        line = refusal(capsys, script, *flags)
+        assert "the run small exists" in line and "--resume" in line and "--run" in line
+        (work / folder / "small").rmdir()
+    assert "holds no checkpoint" in refusal(capsys, script, *flags, "--resume")
+
+
+def test_a_run_of_the_other_stage_is_not_resumed(stage, capsys, lists, vgg_file):
+    script, flags = stage
+    call(script, *flags)
+    common = flags[: flags.index("--init")] if script == "train_srgan" else flags
+    if script == "train_srgan":
+        refusal(capsys, "train_srresnet", *common, "--resume")
+    else:
+        more = ["--vgg-weights", vgg_file, "--vgg-layer", 22, "--discriminator-channels", 4]
+        refusal(capsys, "train_srgan", *common, *more, "--resume")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(stage, work, monkeypatch, capsys):
+    script, flags = stage
+
+    def poison(network):
+        with torch.no_grad():
+            next(network.parameters()).fill_(math.nan)
+
+    with monkeypatch.context() as patch:
+        # Validation would come across the bad weights before the loss does; so it stays out of the way.
+        after_step(patch, script, 3, poison)
+        line = refusal(capsys, script, *flags, "--validate-every", 5, "--save-every", 2, "--log-every", 5)
+    assert "step 4: a loss or gradient is not finite" in line and "step_00000002.pth" in line and "--learning-rate" in line
+    saved = utils.load_newest(work / "checkpoints/small")
+    assert saved["step"] == 2 and all(value.isfinite().all() for value in saved["weights"].values())
+
+
+def test_a_bad_image_is_reported_and_does_not_stop_the_run(stage, work, tmp_path, photographs, capsys):
+    from PIL import Image
+
+    from conftest import make_lists
+
+    script, flags = stage
+    for i, photograph in enumerate(photographs):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(photograph).save(tmp_path / "photos" / f"{i}.png")
+    make_lists(tmp_path / "data", tmp_path / "photos", "--pack", "off")
+    gone = utils.read_list(tmp_path / "data/train_images.json")[0]
+    gone.unlink()
+    call(script, *flags, "--data-folder", tmp_path / "data")
+    out = capsys.readouterr().out
+    assert "another image is drawn in place of" in out and gone.name in out and "done: 6 steps" in out
+
+
+def test_stage_2_starts_from_stage_1(work, lists, vgg_file, quick_vgg, capsys):
+    torch.manual_seed(0)
+    network = SRResNet(4, 1, 8)
+    utils.save_checkpoint("start.pth", {"config": network.config, "weights": network.state_dict(), "step": 1})
+    generator = train_srgan.start_generator(SimpleNamespace(init="start.pth", scale=4))
+    assert isinstance(generator, Generator) and equal(generator.net.state_dict(), network.state_dict())
+    assert capsys.readouterr().out == ""
+    # To another scale what fits is taken, and what does not is named.
+    generator = train_srgan.start_generator(SimpleNamespace(init="start.pth", scale=3))
+    assert torch.equal(generator.net.head[0].weight, network.head[0].weight)
+    out = capsys.readouterr().out
+    assert "untrained: upsampling.0.0.weight" in out and "not used: " in out and "upsampling.1.0.weight" in out
+    line = refusal(capsys, "train_srgan", "--data-folder", lists["off"], "--device", "cpu", "--vgg-weights", vgg_file, "--vgg-layer", 22)
+    assert "--init" in line
+
+
+# Checkpoints
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    network = Generator(2, 1, 4)
+    return tmp_path / "weights.pth", network, network.state_dict()
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+@pytest.mark.parametrize("make", [SRResNet, Generator])
+def test_a_bare_state_dict_is_enough(tmp_path, make, scale):
+    network = make(scale, blocks=2, channels=4)
+    for prefix in ("", "module.", "_orig_mod.", "module._orig_mod."):
+        torch.save({prefix + key: value for key, value in network.state_dict().items()}, tmp_path / "weights.pth")
+        loaded = utils.load_network(tmp_path / "weights.pth")
+        assert loaded.config == network.config and equal(loaded.state_dict(), network.state_dict())
+
+
+def test_the_moving_average_is_what_is_used(weights):
+    path, network, state = weights
+    ema = {key: value + 1 for key, value in state.items()}
+    utils.save_checkpoint(path, {"config": network.config, "weights": state, "ema": ema, "step": 1})
+    assert equal(utils.load_network(path).state_dict(), ema)
+
+
+def refused(load, path):
+    with pytest.raises(utils.UserError) as error:
+        load(path)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+def test_a_file_that_could_run_code_is_not_loaded(weights):
+    path, network, _ = weights
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(path.parent / "exploded"),)
+
+    for content in (network, {"config": network.config, "weights": Bomb()}):
+        torch.save(content, path)
+        assert "could run code" in refused(utils.load_checkpoint, path)
+    assert not (path.parent / "exploded").exists()
+
+
+def test_a_damaged_file_is_refused(weights):
+    path, network, state = weights
+    torch.save({"config": network.config, "weights": state}, path)
+    whole = path.read_bytes()
+    for content in (b"", whole[:100], whole[: len(whole) // 2], whole[:-1], b"no weights\n", b"<!DOCTYPE html>", b'{"a": 1}'):
+        path.write_bytes(content)
+        assert "whole" in refused(utils.load_checkpoint, path)
+    path.unlink()
+    assert "no such file" in refused(utils.load_checkpoint, path)
+
+
+def test_weights_of_another_network_are_refused(weights):
+    path, network, state = weights
+    contents = [Discriminator(4).state_dict(), [1, 2], {"config": network.config, "weights": SRResNet(2, 1, 4).state_dict()}]
+    contents += [{"config": network.config | {"blocks": 2}, "weights": state}, {"config": {"arch": "vit"}, "weights": state}]
+    contents += [{"weights": 3}, {"weights": [1]}, {"config": [1], "weights": state}, {"config": {"arch": [1]}, "weights": state}]
+    for content in contents:
+        torch.save(content, path)
+        refused(utils.load_network, path)
+
+
+def test_a_failed_save_leaves_the_earlier_file(weights, monkeypatch):
+    path, _, state = weights
+    utils.save_checkpoint(path, {"weights": state, "step": 1})
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(utils.os, "fsync", full_disk)
+    assert "No space left" in refused(lambda path: utils.save_checkpoint(path, {"step": 2}), path)
+    assert utils.load_checkpoint(path)["step"] == 1 and list(path.parent.iterdir()) == [path]
+
+
+def test_frozen_statistics_stay(batch):
+    network = SRResNet(4, 1, 8)
+    utils.freeze_bn(network)
+    before = copy.deepcopy(network.state_dict())
+    train_srresnet.train_step(network, torch.optim.SGD(network.parameters(), 0.1), *batch)
+    changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed and not any("running" in key or "tracked" in key for key in changed)
+    assert F.mse_loss(network(batch[0]), batch[1]).isfinite()
