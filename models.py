@@ -81,13 +81,18 @@ class SRResNet(nn.Module):
     """The generator network (section 2.1.1, figure 4): LR (N, 3, h, w) in [0, 1] -> SR (N, 3, scale*h, scale*w) in [-1, 1].
 
     `blocks` residual blocks of `channels` channels on the LR grid, then a sub-pixel block of factor 2 for each doubling
-    in `scale`, or a single one of factor 3 for x3. Raises ValueError for a scale not in SCALES.
+    in `scale`, or a single one of factor 3 for x3. With `imagenet_input` it normalises its input as for ImageNet, which
+    some public weights expect. Raises ValueError for a scale not in SCALES.
     """
 
-    def __init__(self, scale: int = 4, blocks: int = 16, channels: int = 64):
+    def __init__(self, scale: int = 4, blocks: int = 16, channels: int = 64, imagenet_input: bool = False):
         super().__init__()
         check_scale(scale)
         self.config = {"arch": "srresnet", "scale": scale, "blocks": blocks, "channels": channels}
+        if imagenet_input:
+            self.config["imagenet_input"] = True
+            self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+            self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         factors = [3] if scale == 3 else [2] * int(math.log2(scale))
         self.head = nn.Sequential(convolution(3, channels, 9), nn.PReLU())
         self.body = nn.Sequential(*[ResidualBlock(channels) for _ in range(blocks)])
@@ -99,6 +104,8 @@ class SRResNet(nn.Module):
 
     def features(self, lr_imgs):
         """LR (N, 3, h, w) -> feature maps (N, channels, h, w), after the long skip."""
+        if "imagenet_input" in self.config:
+            lr_imgs = (lr_imgs - self.mean) / self.std
         features = self.head(lr_imgs)
         return features + self.body_end(self.body(features))
 
@@ -113,9 +120,9 @@ class SRResNet(nn.Module):
 class Generator(nn.Module):
     """The generator of SRGAN: a SRResNet in `.net`, to be started from the weights of stage 1 (section 3.2)."""
 
-    def __init__(self, scale: int = 4, blocks: int = 16, channels: int = 64):
+    def __init__(self, scale: int = 4, blocks: int = 16, channels: int = 64, imagenet_input: bool = False):
         super().__init__()
-        self.net = SRResNet(scale, blocks, channels)
+        self.net = SRResNet(scale, blocks, channels, imagenet_input)
         self.config = self.net.config | {"arch": "srgan"}
 
     def forward(self, lr_imgs):

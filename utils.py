@@ -551,23 +551,28 @@ def replace_by_link(source, target):
 
 
 def load_checkpoint(path) -> dict:
-    """The dict in a checkpoint file, on the CPU; never runs code from it. Raises UserError if there is no whole one."""
+    """The dict in a checkpoint or safetensors file, on the CPU; never runs code from it. Raises UserError if none is whole."""
     import pickle
 
     import torch
 
+    if Path(path).suffix == ".safetensors":
+        from weight_formats import read_safetensors
+
+        return read_safetensors(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot be read, or is not whole: {error.strerror or error}") from None
     except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error).lower():
-            raise UserError(f"{path}: not a whole PyTorch file") from None
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if not found:
+            raise UserError(f"{path}: not a whole PyTorch file (truncated, or something else)") from None
         raise UserError(
-            f"{path}: holds more than tensors and plain values, so it could run code, and is not loaded; "
-            "save its state_dict() with the code that made it"
+            f"{path}: holds a Python object ({found[1]}), which could run code, and is not loaded; with the code that made it, "
+            "load it and save its weights alone: torch.save(model.state_dict(), 'weights.pth')"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError):
         raise UserError(f"{path}: not a whole PyTorch file (truncated, or something else)") from None
@@ -601,18 +606,19 @@ def load_network(path):
     """The network in a checkpoint, on the CPU: the moving average of its weights if there is one.
 
     Also takes a bare state dict of a SRResNet or SRGAN generator, with or without the prefixes that DataParallel and
-    torch.compile put before the names. Raises UserError for anything else.
+    torch.compile put before the names, and those of other implementations that weight_formats.py knows. Raises UserError
+    for anything else.
     """
     from models import build_network
+    from weight_formats import config_of, in_our_names, state_dict_in
 
     checkpoint = load_checkpoint(path)
-    weights = checkpoint.get("ema") or checkpoint.get("weights") or checkpoint
-    weights = {re.sub(r"^(module\.|_orig_mod\.)+", "", str(key)): value for key, value in weights.items()}
+    weights = state_dict_in(checkpoint)
     try:
         network = build_network(checkpoint.get("config") or config_of(weights))
-        network.load_state_dict(weights)
-    except (ValueError, RuntimeError, AttributeError, KeyError) as error:
-        reason = "no weights of a network that upscales" if isinstance(error, (AttributeError, KeyError)) else error
+        network.load_state_dict(in_our_names(weights, network, path))
+    except (ValueError, RuntimeError, AttributeError, LookupError) as error:
+        reason = "no weights of a network that upscales" if isinstance(error, (AttributeError, LookupError)) else error
         raise UserError(f"{path}: does not fit: {str(reason)[:300]}") from None
     return network
 
@@ -635,8 +641,10 @@ def blend_networks(first, second, share):
 
 def start_from(path, network):
     """Give a network the weights of another one, as far as they fit; says which did not."""
-    weights = {key.removeprefix("net."): value for key, value in load_network(path).state_dict().items()}
-    target = getattr(network, "net", network)
+    source, target = load_network(path), getattr(network, "net", network)
+    if source.config.get("imagenet_input") != target.config.get("imagenet_input"):
+        raise UserError(f"{path}: these weights take LR images normalised as for ImageNet, unlike the network to start")
+    weights = {key.removeprefix("net."): value for key, value in source.state_dict().items()}
     own = target.state_dict()
     fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     target.load_state_dict(own | fitting)
@@ -645,16 +653,6 @@ def start_from(path, network):
     if fresh or unused:
         print(f"{path}: what fits is taken; not in it or of another shape, so untrained: {', '.join(fresh) or 'nothing'}")
         print(f"{path}: not used: {', '.join(unused) or 'nothing'}")
-
-
-def config_of(weights):
-    """The config of a bare state dict, read off its names and shapes. Raises KeyError or AttributeError if it has none."""
-    prefix = "net." if any(key.startswith("net.") for key in weights) else ""
-    channels = weights[f"{prefix}head.0.weight"].shape[0]
-    blocks = len({key.split(".body.")[-1].split(".")[0] for key in weights if f".{key}".startswith(f".{prefix}body.")})
-    factors = [weights[k].shape[0] // channels for k in weights if re.fullmatch(rf"{prefix}upsampling\.\d+\.0\.weight", k)]
-    scale = math.prod(round(math.sqrt(factor)) for factor in factors)
-    return {"arch": "srgan" if prefix else "srresnet", "scale": scale, "blocks": blocks, "channels": channels}
 
 
 def update_ema(ema, network, step, decay):

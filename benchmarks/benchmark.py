@@ -40,7 +40,9 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 import contextlib
 import datetime
+import io
 import itertools
+import math
 import os
 import platform
 import random
@@ -48,7 +50,8 @@ import statistics
 import subprocess
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, process
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from types import SimpleNamespace
 
@@ -56,6 +59,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+
+with contextlib.suppress(ImportError):  # Windows has none
+    import resource
 
 import create_data_lists
 import models
@@ -143,23 +149,19 @@ def alternate(args, **sides):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def adam(network, ours):
-    return torch.optim.Adam(network.parameters(), 1e-4, fused=True) if ours else torch.optim.Adam(network.parameters(), 1e-4)
-
-
 def prepared(network, args, ours):
-    """The network on the device, and for our side channels last, and compiled where asked for."""
+    """The network on the device with its optimizer; for our side channels last, fused, and compiled where asked for."""
     network.to(args.device, memory_format=torch.channels_last if ours else torch.contiguous_format)
-    return torch.compile(network) if ours and args.compile else network
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4, fused=True if ours else None)
+    return torch.compile(network) if ours and args.compile else network, optimizer
 
 
-def steps(args):
-    """SRResNet's training step of each side, as functions of a batch."""
+def srresnet_steps(args):
+    """SRResNet's training step of each side, as functions of LR and HR images."""
     plain, ours = (prepared(models.SRResNet(), args, side) for side in (False, True))
-    plain_adam, our_adam = adam(plain, False), adam(ours, True)
     return (
-        lambda lr, hr: plain_srresnet_step(plain, plain_adam, lr, hr),
-        lambda lr, hr: train_srresnet.train_step(ours, our_adam, lr, hr, args.dtype),
+        lambda lr, hr: plain_srresnet_step(*plain, lr, hr),
+        lambda lr, hr: train_srresnet.train_step(*ours, lr, hr, args.dtype),
     )
 
 
@@ -171,10 +173,9 @@ def batch(args):
 
 
 def measure_srresnet_step(args):
-    plain, ours = steps(args)
-    plain_batch, our_batch = batch(args)
+    (plain, ours), (plain_batch, our_batch) = srresnet_steps(args), batch(args)
     times = alternate(args, plain=lambda: plain(*plain_batch), ours=lambda: ours(*our_batch))
-    yield f"SRResNet training step, {args.batch_size} crops of {args.crop_size}", "s", times["plain"], times["ours"]
+    yield f"SRResNet training step, {args.batch_size} crops of {args.crop_size}", "s", *times.values()
 
 
 def measure_srgan_step(args):
@@ -187,30 +188,28 @@ def measure_srgan_step(args):
         weights = layers.state_dict()
     options = SimpleNamespace(content_loss="mse", vgg_factor=1.0, adversarial_weight=1e-3, texture_weight=0, pixel_weight=0)
     sides = {}
-    for name, imgs in zip(("plain", "ours"), batch(args)):
-        ours = name == "ours"
-        generator, discriminator = (prepared(network, args, ours) for network in (models.Generator(), models.Discriminator()))
+    for ours, imgs in zip((False, True), batch(args)):
         vgg = models.TruncatedVGG19(5, 4, weights).requires_grad_(not ours)  # the usual code leaves it its gradients
         vgg.to(args.device, memory_format=torch.channels_last if ours else torch.contiguous_format)
-        networks = generator, discriminator, vgg, adam(generator, ours), adam(discriminator, ours)
+        (g, optimizer_g), (d, optimizer_d) = (prepared(net, args, ours) for net in (models.Generator(), models.Discriminator()))
+        arguments = g, d, vgg, optimizer_g, optimizer_d, *imgs
         if ours:
-            sides[name] = lambda n=networks, i=imgs: train_srgan.train_step(*n, *i, options, args.dtype)
+            sides["ours"] = lambda a=arguments: train_srgan.train_step(*a, options, args.dtype)
         else:
-            sides[name] = lambda n=networks, i=imgs: plain_srgan_step(*n, *i)
+            sides["plain"] = lambda a=arguments: plain_srgan_step(*a)
     times = alternate(args, **sides)
-    yield f"SRGAN training step with VGG19, {args.batch_size} crops of {args.crop_size}", "s", times["plain"], times["ours"]
+    yield f"SRGAN training step with VGG19, {args.batch_size} crops of {args.crop_size}", "s", *times.values()
 
 
 def make_lists(args):
-    """The images of --images, or 64 made here, as list A without and list B with a pack: (paths, list A, list B)."""
+    """The paths of up to 256 JPEGs, of --images or made here, and their lists without and with a pack."""
     folder = args.images or args.temporary / "images"
     if not folder.exists() and not args.images:
         from skimage import data
 
         folder.mkdir()
-        pictures = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in ("astronaut", "chelsea", "coffee", "rocket")]
-        for i in range(64):
-            picture = pictures[i % len(pictures)].resize((1024, 768), Image.Resampling.BICUBIC)
+        for i, photo in zip(range(64), itertools.cycle((data.astronaut(), data.chelsea(), data.coffee(), data.rocket()))):
+            picture = Image.fromarray(photo).resize((1024, 768), Image.Resampling.BICUBIC)
             picture.save(folder / f"{i:02d}.jpg", quality=90)
     paths = sorted(path for path in folder.glob("**/*") if path.suffix.lower() in (".jpg", ".jpeg"))[:256]
     shapes = {path: Image.open(path).size[::-1] for path in paths}
@@ -218,7 +217,7 @@ def make_lists(args):
     if not shapes:
         raise UserError(f"{folder}: no JPEGs of at least {args.crop_size} pixels")
     lists = [args.temporary / name / "train_images.json" for name in ("files", "packed")]
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(io.StringIO()):
         for list_file, pack in zip(lists, ("off", "on")):
             list_file.parent.mkdir(exist_ok=True)
             create_data_lists.write_list(list_file, shapes)
@@ -234,46 +233,38 @@ def plain_loader(paths, args, workers=0):
 
 def our_loader(list_file, args, workers=0):
     """(LR, HR) pairs as utils.Run.steps makes them out of the loader's crops."""
-    loader = train_loader(SRDataset(list_file, args.crop_size), args.batch_size, workers=workers, pin_memory=workers > 0)
+    on_gpu = args.device.type == "cuda"
+    loader = train_loader(SRDataset(list_file, args.crop_size), args.batch_size, workers=workers, pin_memory=on_gpu)
     return (training_pair(crops.to(args.device, non_blocking=True), 4) for crops, _ in loader)
 
 
 def measure_loader(args):
     paths, files, packed = make_lists(args)
-    steps = max(1, SAMPLES_PER_CHUNK // args.batch_size)  # a chunk, which our loader makes at one go
-    crops = steps * args.batch_size
+    steps = max(1, SAMPLES_PER_CHUNK // args.batch_size)  # of a chunk, which our loader makes at one go
+    _, (_, hr_imgs) = batch(args)
+    pixels = hr_imgs.add(1).mul(127.5).round().byte()
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # figures are for one core
+    torch.set_num_threads(1)
 
     def take(loader):
         return lambda: [None for _ in itertools.islice(loader, steps)]
 
-    def hr_only(list_file):
-        return take(train_loader(SRDataset(list_file, args.crop_size), args.batch_size))
-
-    _, (_, hr_imgs) = batch(args)
-    pixels = hr_imgs.add(1).mul(127.5).round().byte().contiguous()
-    loaders = {"JPEGs": files, "the pack": packed}
-    sides = {name: take(our_loader(list_file, args)) for name, list_file in loaders.items()}
-    sides |= {f"{name}, HR only": hr_only(list_file) for name, list_file in loaders.items()}
-    times = alternate(
-        args, plain=take(plain_loader(paths, args)), **sides, pairs=lambda: [training_pair(pixels, 4) for _ in range(steps)]
-    )
+    sides = {"plain": take(plain_loader(paths, args))}
+    sides |= {name: take(our_loader(list_file, args)) for name, list_file in (("JPEGs", files), ("the pack", packed))}
+    times = alternate(args, **sides, pairs=lambda: [training_pair(pixels, 4) for _ in range(steps)])
     torch.set_num_threads(threads)
-    for name in loaders:
-        yield f"training pairs from {name}, one core", "crops/s", crops / times["plain"], crops / times[name]
-    for name in loaders:
-        yield f"of this the HR crops from {name}", "crops/s", None, crops / times[f"{name}, HR only"]
-    yield f"of this degradation and ranges on {args.device}", "crops/s", None, crops / times["pairs"]
+    speed = {name: steps * args.batch_size / value for name, value in times.items()}
+    for name in ("JPEGs", "the pack"):
+        yield f"LR and HR crops from {name}, one core", "crops/s", speed["plain"], speed[name]
+    yield f"of this: LR crops and ranges, on {args.device.type}", "crops/s", None, speed["pairs"]
 
 
 def measure_waiting(args):
     """The share of a loop's wall time that passes in next(loader), over one chunk of ours, after a first step."""
     paths, files, packed = make_lists(args)
-    plain_step, our_step = steps(args)
+    plain_step, our_step = srresnet_steps(args)
     count = max(1, SAMPLES_PER_CHUNK // args.batch_size)
     workers = max(1, min(8, os.cpu_count() or 1))
-    for_pack = 0 if args.device.type == "cpu" else workers  # as utils.Run.loader decides
 
     def share(loader, step):
         for i in range(1 + count):
@@ -287,7 +278,8 @@ def measure_waiting(args):
 
     plain = share(plain_loader(paths, args, workers), plain_step)
     yield f"time waiting for data, JPEGs, {workers} workers", "%", plain, share(our_loader(files, args, workers), our_step)
-    yield f"time waiting for data, the pack, {for_pack} workers", "%", plain, share(our_loader(packed, args, for_pack), our_step)
+    workers = 0 if args.device.type == "cpu" else workers  # as utils.Run.loader decides
+    yield f"time waiting for data, the pack, {workers} workers", "%", plain, share(our_loader(packed, args, workers), our_step)
 
 
 def start_side(ours, device, dtype):
@@ -302,56 +294,46 @@ def upscale_in_child(height, width):
     """Seconds, and the highest memory so far in MB (of the process on the CPU, of tensors on CUDA); None: out of memory."""
     function, network = child
     device, img = next(network.parameters()).device, np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    if device.type == "cpu" and Path("/proc/self/statm").exists():  # fail, rather than bring the machine to its knees
-        import resource
-
-        page = os.sysconf("SC_PAGE_SIZE")
-        used = int(Path("/proc/self/statm").read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (page * (used + int(0.9 * os.sysconf("SC_AVPHYS_PAGES"))), resource.RLIM_INFINITY))
+    on_linux_cpu = device.type == "cpu" and sys.platform == "linux"
+    if on_linux_cpu:  # the free memory is the limit, so that this process fails and not another
+        pages = int(Path("/proc/self/statm").read_text().split()[0]) + int(0.9 * os.sysconf("SC_AVPHYS_PAGES"))
+        resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE"), resource.RLIM_INFINITY))
     try:
         time_taken = seconds(lambda: function(network, img), device)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             return None
         raise
-    return time_taken, peak_memory(device)
-
-
-def peak_memory(device):
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    try:  # on Linux ru_maxrss may be that of the process that started this one
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1e3
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+        return time_taken, torch.cuda.max_memory_allocated(device) / 1e6
+    if on_linux_cpu:  # where ru_maxrss may be that of the process that started this one
+        return time_taken, int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1e3
+    return time_taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts bytes
 
 
 def measure_upscale(args):
     for height, width in ((64, 64), (128, 128), (200, 300)) if args.quick else ((128, 128), (512, 512), (1500, 2000)):
-        rounds = args.rounds + 1 if height == width else 1  # the first is to warm up
-        names, results = ("plain", "ours"), {"plain": [], "ours": []}
+        results = {False: [], True: []}
         with contextlib.ExitStack() as stack:
             pools = {}
-            for name in names:
-                start = (name == "ours", str(args.device), args.dtype)
+            for ours in results:
+                start = (ours, str(args.device), args.dtype)
                 pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=start_side, initargs=start)
-                pools[name] = stack.enter_context(pool)
-            for _ in range(rounds):
-                for name in names:
+                pools[ours] = stack.enter_context(pool)
+            for _ in range(args.rounds + 1 if height == width else 1):  # the first is to warm up; the large one is run once
+                for ours, pool in pools.items():
                     try:
-                        results[name].append(pools[name].submit(upscale_in_child, height, width).result())
-                    except process.BrokenProcessPool:  # killed, as for want of memory
-                        results[name].append(None)
-        figures = {"plain": ("out of memory",) * 2, "ours": ("out of memory",) * 2}
-        for name, values in results.items():
-            if None not in values:
-                figures[name] = statistics.median(v[0] for v in values[-args.rounds :]), values[-1][1]
-        size = f"upscaling {width}x{height} to {4 * width}x{4 * height}"
-        yield size, "s", figures["plain"][0], figures["ours"][0]
-        yield f"{size}, peak memory", "MB", figures["plain"][1], figures["ours"][1]
+                        results[ours].append(pool.submit(upscale_in_child, height, width).result())
+                    except BrokenProcessPool:  # killed for want of memory
+                        results[ours].append(None)
+        figures = []
+        for values in results.values():
+            values = values[-args.rounds :]
+            failed = None in values
+            figures.append(["out of memory"] * 2 if failed else [statistics.median(v[0] for v in values), values[-1][1]])
+        (plain_time, plain_memory), (our_time, our_memory) = figures
+        yield f"upscaling {width}x{height} to {4 * width}x{4 * height}", "s", plain_time, our_time
+        yield f"upscaling {width}x{height}, peak memory", "MB", plain_memory, our_memory
 
 
 def measure_start(args):
@@ -359,42 +341,38 @@ def measure_start(args):
     *_, packed = make_lists(args)
     device = ["--device", str(args.device), "--precision", args.precision]
 
-    def import_torch():
-        subprocess.run([sys.executable, "-c", "import torch"], check=True)
-
     def first_step():
         options = ["--run", f"run_{time.time_ns()}", "--log-every", "1", "--compile", "off", "--data-folder", packed.parent]
         sizes = ["--batch-size", str(args.batch_size), "--crop-size", str(args.crop_size)]
         command = [sys.executable, ROOT / "train_srresnet.py", *options, *sizes, *device]
-        before = time.perf_counter()
+        lines = []
         with subprocess.Popen(command, cwd=args.temporary, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
-            lines = []
             for line in run.stdout:
                 lines.append(line)
                 if line.startswith("step 1/"):
-                    time_taken = time.perf_counter() - before
                     run.kill()
-                    return time_taken
+                    return
         raise UserError(f"train_srresnet.py failed: {''.join(lines[-3:])}")
 
-    weights = ROOT / "checkpoints" / "srgan_x4.pth"
+    weights, network = ROOT / "checkpoints" / "srgan_x4.pth", models.Generator()
     if not weights.exists():
-        weights, network = args.temporary / "weights.pth", models.Generator()
+        weights = args.temporary / "weights.pth"
         save_checkpoint(weights, {"config": network.config, "weights": network.state_dict(), "step": 0})
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)).save(args.temporary / "small.png")
+    Image.effect_noise((128, 128), 50).convert("RGB").save(args.temporary / "small.png")
 
     def test_py():
-        command = [sys.executable, ROOT / "test.py", "small.png", "--weights", weights, "--output", "results", *device]
-        result = subprocess.run(command, cwd=args.temporary, capture_output=True, text=True)
+        command = [ROOT / "test.py", "small.png", "--weights", weights, "--output", f"results/{time.time_ns()}", *device]
+        result = subprocess.run([sys.executable, *command], cwd=args.temporary, capture_output=True, text=True)
         if result.returncode:
             raise UserError(f"test.py failed: {result.stderr[-300:]}")
 
-    first_step()  # to warm up the file cache
-    first = statistics.median(first_step() for _ in range(min(3, args.rounds)))
-    times = alternate(args, torch=import_torch, test=test_py)
-    yield "for comparison: python -c 'import torch'", "s", None, times["torch"]
-    yield "from the command to the first training step", "s", None, first
+    def import_torch():
+        subprocess.run([sys.executable, "-c", "import torch"], check=True)
+
+    times = alternate(args, torch=import_torch, first=first_step, test=test_py)
+    yield "from the command to the first training step", "s", None, times["first"]
     yield "test.py on a picture of 128x128, the whole command", "s", None, times["test"]
+    yield "of each of these two: import torch", "s", None, times["torch"]
 
 
 # --- Report ----------------------------------------------------------------------------------------------------------
@@ -416,12 +394,10 @@ def machine(args):
 
 def table_row(name, unit, plain, ours):
     def cell(value):
-        return f"{value:#.3g}".rstrip(".") + f" {unit}" if isinstance(value, float) and value < 1000 else (
-            f"{value:.0f} {unit}" if isinstance(value, float) else value or "-")
+        return f"{value:.{max(0, 2 - math.floor(math.log10(value or 1)))}f} {unit}" if isinstance(value, float) else value or "-"
 
-    ratio = "-"
-    if isinstance(plain, float) and isinstance(ours, float) and plain and ours:
-        ratio = f"{ours / plain if unit == 'crops/s' else plain / ours:.2f}x"
+    known = isinstance(plain, float) and isinstance(ours, float) and plain and ours
+    ratio = f"{ours / plain if unit == 'crops/s' else plain / ours:.2f}x" if known else "-"
     return f"| {name} | {cell(plain)} | {cell(ours)} | {ratio} |"
 
 

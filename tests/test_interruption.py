@@ -7,11 +7,13 @@ import random
 import shutil
 import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import (
+    PATIENCE,
     SMALL,
     SMALL_GAN,
     TEMPORARY,
@@ -24,6 +26,8 @@ from helpers import (
     make_vgg,
     run,
 )
+
+import utils
 
 SEED = 20_260_730
 KILLS = 20
@@ -204,14 +208,18 @@ def test_a_second_ctrl_c_does_not_wait(srresnet, tmp_path):
 
 
 def wait_in_first_save():
-    from pathlib import Path
+    on_signal = utils.Run._on_signal
 
-    def wait(name):
+    def note(run, *args):
+        on_signal(run, *args)
+        Path("caught").touch()
+
+    def wait(*_):
         Path("saving").touch()
-        while True:
-            time.sleep(60)  # which a signal handler that returns does not end, and one that raises does
+        time.sleep(PATIENCE)  # which a handler that returns does not end, and one that raises does
 
-    before_file_call(3, wait)
+    utils.Run._on_signal = note
+    at_save(2, lambda: setattr(os, "fsync", wait))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
