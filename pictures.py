@@ -5,6 +5,7 @@ them. utils.read_image is the simple reader for training and measuring.
 """
 
 import struct
+import warnings
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -90,6 +91,7 @@ def _checked(frames, path):
 
 def _frame(image) -> Frame:
     """A frame of 8 bits a channel, or of 16 for 16-bit gray."""
+    image.load()  # before that, WebP does not know the duration
     duration = image.info.get("duration", 0)
     if image.mode.startswith("I"):
         gray = np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)
@@ -109,9 +111,7 @@ def _deep_frame(path, image) -> Frame | None:
             header = file.read(26)
         if header[24] != 16 or header[25] == 0:  # bit depth; color type 0 is gray, which Pillow reads
             return None
-        from torchvision.io import ImageReadMode, decode_image
-
-        pixels = decode_image(str(path), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+        pixels = _decode_deep_png(path)
     elif image.format == "TIFF" and np.max(image.tag_v2.get(258, 8)) == 16 and len(np.atleast_1d(image.tag_v2.get(258))) > 1:
         from tifffile import imread  # of scikit-image
 
@@ -124,6 +124,17 @@ def _deep_frame(path, image) -> Frame | None:
     alpha = pixels[..., -1] if pixels.shape[2] in (2, 4) else None
     rgb = pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
     return Frame(rgb, alpha)
+
+
+def _decode_deep_png(path):
+    """A 16-bit PNG as (H, W, C) uint16, by torchvision, which means to leave this to another package some day."""
+    try:
+        from torchvision.io import ImageReadMode, decode_image
+    except ImportError:
+        raise ValueError("this torchvision cannot read a colour PNG of 16 bits; save it as a TIFF") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return decode_image(str(path), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
 
 
 def _upright(pixels, orientation):
@@ -170,7 +181,8 @@ def write_picture(path, picture):
                 durations.append(frame.duration)
                 yield _image(frame, picture.gray, form)
 
-        options |= {"save_all": True, "append_images": rest(), "loop": picture.info.get("loop", 0), "duration": durations}
+        images = list(rest()) if form == "png" else rest()  # Pillow goes through those of a PNG twice
+        options |= {"save_all": True, "append_images": images, "loop": picture.info.get("loop", 0), "duration": durations}
         options |= {"disposal": 2} if form == "gif" else {}
     image = _image(first, picture.gray, form)
     try:

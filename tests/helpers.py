@@ -125,6 +125,8 @@ class Script:
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{script}.{environment.get('RANK', 0)}"
         self.files = [folder / f"{name}.stdout", folder / f"{name}.stderr"]
+        for file in self.files:
+            file.write_text("")  # what an earlier process wrote is not of this one
         arguments, environment = [str(a) for a in arguments], {key: str(value) for key, value in environment.items()}
         context = multiprocessing.get_context("forkserver")
         job = (script, arguments, folder, self.files, trouble, environment)
@@ -139,7 +141,7 @@ class Script:
         if stuck:
             self.process.kill()
             self.process.join()
-        out, err = (file.read_text() if file.exists() else "" for file in self.files)
+        out, err = (file.read_text() for file in self.files)
         assert not stuck, f"still running after {seconds} s\n{out}\n{err}"
         return Result(self.process.exitcode, out, err)
 
@@ -153,9 +155,9 @@ class Script:
             time.sleep(0.005)
         return True
 
-    def lines(self):
-        """How many lines the process has printed."""
-        return self.files[0].read_text().count("\n") if self.files[0].exists() else 0
+    def output(self):
+        """What the process has printed so far."""
+        return self.files[0].read_text()
 
     def send(self, signal_number, group=False):
         """Signal the process, or its group, as Ctrl-C in a terminal and batch systems do."""
@@ -180,7 +182,7 @@ def run_script(script, arguments, folder, files, trouble, environment):
     os.chdir(folder)
     os.environ.update(environment)
     for number, file in enumerate(files, 1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(file, os.O_WRONLY), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     sys.argv = [f"{script}.py", *arguments]
     module = importlib.import_module(script)

@@ -365,25 +365,25 @@ def assert_upscaled(result, file, weights):
     with Image.open(result) as image:
         assert image.size == (4 * file.seen.shape[1], 4 * file.seen.shape[0])
         assert getattr(image, "n_frames", 1) == file.frames
-        if file.kind != GIF:  # whose frames are transparent where they repeat the one before
-            assert image.has_transparency_data == (file.alpha is not None)
         deep = image.mode.startswith("I")
         pixels = np.asarray(image) if deep else np.asarray(image.convert("RGBA"))
     if deep:
         pixels = np.dstack([np.repeat(np.round(pixels / 257)[..., None], 3, axis=2), np.full(pixels.shape, 255)])
-    expected = upscaled(weights, file.seen).astype(float)
-    if (file.seen[..., :1] == file.seen).all():
+    seen, compared = file.seen, pixels
+    if seen.shape[1] > 1000:  # the start will do, without the columns that see the cut
+        seen, compared = seen[:, :400], pixels[:, : 4 * 360]
+    expected = upscaled(weights, seen).astype(float)[:, : compared.shape[1]]
+    if (seen[..., :1] == seen).all():
         expected = np.repeat(expected.mean(axis=2, keepdims=True), 3, axis=2)  # gray stays gray
-    difference = np.abs(pixels[..., :3] - expected)
+    difference = np.abs(compared[..., :3] - expected)
     if file.kind == GIF:
         assert difference.mean() < 8  # of 256 colours
     else:
         assert difference.max() <= 2 + 4 * file.tolerance
-    if file.alpha is not None:
-        from utils import enlarge
-
-        alpha = enlarge(np.repeat(file.alpha[..., None], 3, axis=2), pixels.shape[:2])[..., 0]
-        assert np.abs(pixels[..., 3].astype(int) - alpha).max() <= 3
+    # In floating point, since at 8 bits Pillow clips what overshoots between its two passes.
+    alpha = Image.fromarray((np.full(file.seen.shape[:2], 255) if file.alpha is None else file.alpha).astype(np.float32))
+    alpha = np.asarray(alpha.resize(pixels.shape[1::-1], Image.Resampling.BICUBIC)).clip(0, 255)
+    assert np.abs(pixels[..., 3] - alpha).max() <= 2
 
 
 def test_test_py_upscales_the_file_or_names_it(file, call, weights, tmp_path):

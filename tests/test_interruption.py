@@ -130,7 +130,7 @@ def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(stage, tmp
             process = Script(stage.script, arguments, folder, in_save)
             if not in_save:
                 lines = rng.randrange(30)
-                process.wait_until(lambda process=process, lines=lines: process.lines() >= lines)
+                process.wait_until(lambda process=process, lines=lines: process.output().count("\n") >= lines)
                 time.sleep(rng.uniform(0, 0.05))
                 process.kill()
             result = process.wait()
@@ -174,7 +174,7 @@ def test_a_signal_stops_the_run_after_a_save(stage, tmp_path, signal_number):
     for _ in range(3):
         process = Script(stage.script, [*stage.arguments, "--resume"] if step else stage.arguments, tmp_path)
         lines = 4 + rng.randrange(1, 6)  # of saves, figures and validations, so now this is due in the next step, now that
-        assert process.wait_until(lambda process=process, lines=lines: process.lines() > lines)
+        assert process.wait_until(lambda process=process, lines=lines: process.output().count("\n") > lines)
         process.send(signal_number)
         result = process.wait()
         assert result.status == 0 and not result.err, result
@@ -188,7 +188,7 @@ def test_a_signal_stops_the_run_after_a_save(stage, tmp_path, signal_number):
 def test_a_signal_to_the_loader_processes_too_stops_the_run_after_a_save(srresnet, tmp_path, signal_number):
     # Ctrl-C in a terminal, and the time limit of a batch system, reach every process of the group.
     process = Script(srresnet.script, [*srresnet.arguments, "--workers", 2], tmp_path)
-    assert process.wait_until(lambda: "step 4: saved" in process.files[0].read_text())
+    assert process.wait_until(lambda: "step 4: saved" in process.output())
     process.send(signal_number, group=True)
     result = process.wait()
     process.kill()
@@ -245,7 +245,7 @@ def test_the_newest_whole_checkpoint_is_taken(stage, tmp_path):
     # last.pth is the same file under a second name, so it is cut too.
     newest.write_bytes(whole[: len(whole) // 2])
     result = finish(stage, tmp_path)
-    assert f"{newest.name}: not a whole PyTorch file" in result.err and result.err.count("\n") == 1
+    assert newest.name in result.err and "whole" in result.err and result.err.count("\n") == 1
     assert f"steps {int(before.stem[-8:]) + 1} to 30" in result.out
 
 
@@ -268,8 +268,8 @@ def full_in(step, name):
 
 
 def full_in_write(step):
-    """Let no file grow beyond 10,000 bytes from the save of `step` on: a checkpoint is larger, the logs are not."""
-    at_save(step, lambda: limit_file_size(10_000))
+    """Let no file grow beyond 20,000 bytes from the save of `step` on: a checkpoint is larger, the logs are not."""
+    at_save(step, lambda: limit_file_size(20_000))
 
 
 def full_in_copy(step):
@@ -282,7 +282,7 @@ def full_in_copy(step):
 
     def copy(source, target):
         if str(source).endswith(f"step_{step:08d}.pth"):
-            limit_file_size(10_000)
+            limit_file_size(20_000)
         return copyfile(source, target)
 
     shutil.copyfile = copy

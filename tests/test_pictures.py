@@ -1,0 +1,187 @@
+"""Pictures as people have them, through test.py: what they are must still be so in the result."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms, PngImagePlugin
+from skimage import data
+
+import pictures
+import test as test_script
+import utils
+from models import SRResNet
+
+PHOTOGRAPH = Image.fromarray(data.astronaut()).resize((48, 40))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A tiny network that enlarges well enough for means to be compared: its tail sees an upsampled copy of the input."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    network = SRResNet(4, blocks=1, channels=4)
+    utils.save_checkpoint(path, {"config": network.config, "weights": network.state_dict(), "step": 0})
+    return path
+
+
+@pytest.fixture
+def upscale(weights, tmp_path, monkeypatch):
+    """Run test.py on a picture saved under a name; returns the path of the result, which is given."""
+
+    def run(name, result, *flags):
+        words = [str(tmp_path / name), "--weights", str(weights), "--output", str(tmp_path / "out"), "--device", "cpu", *flags]
+        monkeypatch.setattr(sys, "argv", ["test.py", *words])
+        test_script.main(test_script.parse_arguments())
+        return tmp_path / "out" / result
+
+    return run
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_png_keeps_gray_and_transparency(mode, upscale, tmp_path):
+    PHOTOGRAPH.convert(mode).save(tmp_path / "a.png")
+    result = Image.open(upscale("a.png", "a_x4.png"))
+    assert result.mode == {"1": "L", "P": "RGB"}.get(mode, mode)
+    assert result.size == (192, 160)
+
+
+def test_alpha_is_enlarged(upscale, tmp_path):
+    image = PHOTOGRAPH.convert("RGBA")
+    image.putalpha(Image.fromarray(np.tile(np.repeat([0, 255], 24).astype(np.uint8), (40, 1))))
+    image.save(tmp_path / "a.png")
+    alpha = np.asarray(Image.open(upscale("a.png", "a_x4.png")))[..., 3]
+    assert alpha[:, :80].max() == 0 and alpha[:, 112:].min() == 255
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_16_bits_stay_16_bits(ending, channels, upscale, tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 65536, (20, 24, channels)).astype(np.uint16)
+    frame = pictures.Frame(np.repeat(pixels[..., :1], 3, 2) if channels == 1 else pixels[..., :3])
+    if channels == 4:
+        frame.alpha = pixels[..., 3]
+    file = tmp_path / f"a.{ending}"
+    pictures.write_picture(file, pictures.Picture([frame], gray=channels == 1))
+    read = pictures.read_picture(file)
+    back = next(iter(read.frames))
+    assert np.array_equal(back.rgb, frame.rgb)  # what is written is read back to the last bit
+    assert read.gray == (channels == 1)
+    assert channels < 4 or np.array_equal(back.alpha, frame.alpha)
+
+    result = pictures.read_picture(upscale(f"a.{ending}", f"a_x4.{ending}"))
+    enlarged = next(iter(result.frames))
+    assert enlarged.rgb.dtype == np.uint16 and enlarged.rgb.shape == (80, 96, 3)
+    assert len(np.unique(enlarged.rgb)) > 256
+    assert (enlarged.alpha is not None) == (channels == 4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_at_8_and_16_bits(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    PHOTOGRAPH.save(tmp_path / "a.png", exif=exif)
+    upright = next(iter(pictures.read_picture(tmp_path / "a.png").frames)).rgb
+    deep = np.asarray(PHOTOGRAPH).astype(np.uint16) * 257
+    assert np.array_equal(pictures._upright(deep, orientation) // 257, upright)
+
+
+def test_metadata_is_kept(upscale, tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    PHOTOGRAPH.save(tmp_path / "a.jpg", exif=exif, dpi=(300, 300), icc_profile=profile)
+    result = Image.open(upscale("a.jpg", "a_x4.png"))
+    assert result.size == (160, 192)  # upright
+    assert result.info["icc_profile"] == profile
+    assert result.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    assert dict(result.getexif()) == {0x010E: "a description"}
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("Title", "früh am Morgen")
+    PHOTOGRAPH.save(tmp_path / "b.png", pnginfo=text)
+    assert Image.open(upscale("b.png", "b_x4.png")).text == {"Title": "früh am Morgen"}
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
+def test_animations_keep_their_frames_and_timing(ending, upscale, tmp_path):
+    frames = [PHOTOGRAPH.rotate(10 * i) for i in range(4)]
+    durations = [50, 100, 150, 200]
+    frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:], duration=durations, loop=3)
+    result = Image.open(upscale(f"a.{ending}", f"a_x4.{ending}"))
+    assert result.n_frames == 4 and result.size == (192, 160) and result.info["loop"] == 3
+    shown = []
+    for i in range(4):
+        result.seek(i)
+        result.load()
+        shown.append(result.info["duration"])
+    assert shown == durations
+
+
+def test_formats(upscale, tmp_path):
+    PHOTOGRAPH.save(tmp_path / "a.jpg")
+    for form, ending in pictures.FORMATS.items():
+        result = Image.open(upscale("a.jpg", f"a_x4{ending}", "--format", form))
+        assert result.size == (192, 160)
+        assert result.format.lower() in (form, {"jpg": "jpeg"}.get(form))
+
+
+@pytest.mark.parametrize("factor, size", [("3", (144, 120)), ("1.5", (72, 60)), ("6", (288, 240))])
+def test_outscale(factor, size, upscale, tmp_path):
+    PHOTOGRAPH.save(tmp_path / "a.png")
+    assert Image.open(upscale("a.png", f"a_x{factor}.png", "--outscale", factor)).size == size
+
+
+def test_an_existing_file_is_kept_unless_told_otherwise(upscale, tmp_path):
+    PHOTOGRAPH.save(tmp_path / "a.png")
+    path = upscale("a.png", "a_x4.png")
+    path.write_bytes(b"mine")
+    with pytest.raises(utils.UserError, match="--overwrite"):
+        upscale("a.png", "a_x4.png")
+    assert path.read_bytes() == b"mine"
+    assert Image.open(upscale("a.png", "a_x4.png", "--overwrite")).size == (192, 160)
+
+
+def test_blend_of_networks():
+    first, second = SRResNet(4, 1, 4), SRResNet(4, 1, 4)
+    mixed = utils.blend_networks(first, second, 0.25).state_dict()
+    for key, value in first.state_dict().items():
+        assert mixed[key].shape == value.shape
+    a, b = SRResNet(4, 1, 4), SRResNet(4, 1, 4)
+    expected = 0.75 * a.head[0].weight + 0.25 * b.head[0].weight
+    assert torch.allclose(utils.blend_networks(a, b, 0.25).head[0].weight, expected, atol=1e-6)
+    with pytest.raises(utils.UserError, match="one size"):
+        utils.blend_networks(SRResNet(4, 1, 4), SRResNet(4, 2, 4), 0.5)
+
+
+def test_video(upscale, tmp_path):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        video, sound = file.add_stream("libx264", rate=12), file.add_stream("aac", rate=44100, layout="mono")
+        video.width, video.height, video.pix_fmt = 48, 40, "yuv420p"
+        for i in range(18):
+            image = np.asarray(PHOTOGRAPH.rotate(5 * i))
+            file.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        tone = np.sin(np.arange(44100) * 0.06).astype(np.float32)
+        for start in range(0, 44100 - 1024, 1024):
+            frame = av.AudioFrame.from_ndarray(tone[None, start : start + 1024], format="fltp", layout="mono")
+            frame.rate, frame.pts = 44100, start
+            file.mux(sound.encode(frame))
+        file.mux([*video.encode(), *sound.encode()])
+    with av.open(str(upscale("a.mp4", "a_x4.mp4"))) as result, av.open(str(tmp_path / "a.mp4")) as source:
+        assert (result.streams.video[0].width, result.streams.video[0].height) == (192, 160)
+        assert result.streams.video[0].average_rate == 12
+        times = [[float(frame.time) for frame in file.decode(video=0)] for file in (source, result)]
+        assert len(times[1]) == 18 and times[1] == pytest.approx(times[0])
+    with av.open(str(tmp_path / "out/a_x4.mp4")) as result, av.open(str(tmp_path / "a.mp4")) as source:
+        tones = [np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)]) for file in (source, result)]
+        assert np.array_equal(*tones)  # the sound is copied as it is
+
+
+def test_what_is_no_video_is_one_clear_error(upscale, tmp_path):
+    pytest.importorskip("av")
+    (tmp_path / "a.mp4").write_text("no video")
+    with pytest.raises(utils.ImageError, match="cannot be read"):
+        upscale("a.mp4", "a_x4.mp4")
+    assert not list((tmp_path / "out").iterdir())
