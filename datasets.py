@@ -91,13 +91,14 @@ class SRDataset(Dataset):
         if visit in self.decoded:
             return self.decoded[visit]
         number = self.image_number(visit)
-        redraw = np.random.default_rng([self.seed, 2, visit])
+        redraw = None
         for _ in range(MAX_REDRAWS):
             try:
                 image = self.read(number)
                 break
             except ImageError as error:
                 self.bad_files.append(str(error))
+                redraw = redraw or np.random.default_rng([self.seed, 2, visit])
                 number = int(redraw.integers(len(self.paths)))
         else:
             raise UserError(f"{self.list_file}: no image can be used; the last one: {self.bad_files[-1]}")

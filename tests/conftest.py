@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the scripts are no package
 
 import torch
+import torchvision
 from PIL import Image
 from skimage import data
 
@@ -52,10 +53,8 @@ def lists(tmp_path_factory, image_folder):
 @pytest.fixture(scope="session")
 def vgg_state():
     """VGG19's features with random weights: Kaiming's fan-out keeps the activations of a size from layer to layer."""
-    from torchvision.models.vgg import cfgs, make_layers
-
     torch.manual_seed(0)
-    layers = make_layers(cfgs["E"])
+    layers = untrained_vgg19()
     for layer in layers:
         if isinstance(layer, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -71,14 +70,16 @@ def vgg_file(tmp_path_factory, vgg_state):
     return path
 
 
+def untrained_vgg19():
+    """The layers of torchvision's VGG19 without the 140 million random numbers that it would draw, which takes seconds."""
+    with torch.device("meta"):
+        layers = torchvision.models.vgg19(init_weights=False).features
+    return layers.to_empty(device="cpu")
+
+
 @pytest.fixture
 def quick_vgg(monkeypatch):
-    """VGG19's layers without the 140 million random weights that torchvision's function draws first, which takes seconds."""
-    from torchvision.models.vgg import cfgs, make_layers
-
-    import models
-
-    monkeypatch.setattr(models, "vgg19_features", lambda: make_layers(cfgs["E"]))
+    monkeypatch.setattr("models.vgg19_features", untrained_vgg19)
 
 
 @pytest.fixture

@@ -152,6 +152,16 @@ def test_a_run_killed_before_its_first_save_says_what_to_do(srresnet, tmp_path):
     assert run(srresnet.script, [*srresnet.arguments, "--run", "another", "--steps", 2], tmp_path).status == 0
 
 
+def test_a_run_killed_in_its_last_save_is_put_in_order(srresnet, tmp_path):
+    in_last_save = functools.partial(die_before_link, 30)
+    assert run(srresnet.script, srresnet.arguments, tmp_path, in_last_save).status == -signal.SIGKILL
+    finish(srresnet, tmp_path)
+
+
+def die_before_link(step):
+    at_save(step, lambda: setattr(os, "link", die))
+
+
 def test_a_resumed_run_removes_the_unfinished_file_of_the_killed_one(srresnet, tmp_path):
     assert run(srresnet.script, srresnet.arguments, tmp_path, functools.partial(die_within_save, 6)).status == -signal.SIGKILL
     assert len(leftovers(tmp_path)) == 1

@@ -94,6 +94,7 @@ def test_means_leave_out_an_undefined_ssim():
     assert utils.mean_figures(entries) == {"psnr": 25.0, "ssim": 0.5}
 
 
+@pytest.mark.filterwarnings("error")
 def test_an_image_that_is_all_border_has_no_psnr():
     assert math.isnan(utils.psnr(plain(9, (8, 8)), plain(9, (8, 8)), 4))
 

@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 
 import models
+from conftest import untrained_vgg19
 from models import SRCNN, Discriminator, Generator, SRResNet, TruncatedVGG19, build_network, for_inference
 
 
@@ -136,9 +137,7 @@ def test_a_config_of_no_network_is_refused(config):
 
 def features_by_hand(vgg_state, i, j, imgs):
     """torchvision's VGG19, walked through until the ReLU of the j-th convolution after i - 1 max-pools."""
-    from torchvision.models.vgg import cfgs, make_layers
-
-    layers = make_layers(cfgs["E"])
+    layers = untrained_vgg19()
     layers.load_state_dict(vgg_state)
     x = torchvision.transforms.functional.normalize((imgs + 1) / 2, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     pools = convolutions = 0
@@ -152,9 +151,7 @@ def features_by_hand(vgg_state, i, j, imgs):
 
 
 def test_the_layers_of_vgg19_are_torchvisions():
-    from torchvision.models.vgg import cfgs, make_layers
-
-    assert str(models.vgg19_features()) == str(make_layers(cfgs["E"]))
+    assert str(models.vgg19_features()) == str(untrained_vgg19())
 
 
 @pytest.mark.usefixtures("quick_vgg")

@@ -1,0 +1,220 @@
+"""What the README and the answers tell people to type exists and works, and the Chinese README says the same as the English."""
+
+import ast
+import importlib.util
+import re
+import shlex
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.distributed.run import get_args_parser as torchrun_parser
+
+import utils
+from conftest import ROOT
+from helpers import make_vgg, untrained_vgg
+from models import Generator, SRResNet
+
+README, CHINESE, FAQ = DOCUMENTS = ("README.md", "README.zh-CN.md", "docs/FAQ.md")
+TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
+OTHER_PROGRAMS = {"--logdir", "--shm-size", "--gpus"}  # of TensorBoard and Docker
+
+# What makes a training command of the README one of a second.
+SMALL = ["--dry-run", "--batch-size=2", "--crop-size=16", "--device=cpu", "--precision=fp32", "--workers=0"]
+SMALL_FOR = {"train_srresnet": ["--blocks=1", "--channels=4"], "train_srgan": ["--discriminator-channels=2", "--vgg-layer=11"]}
+SMALL_FOR["train_srgan"] += ["--vgg-weights=vgg.pth"]
+
+
+def code_lines(name):
+    """The lines of the indented code blocks, without comments."""
+    lines = [line for line in TEXTS[name].split("\n") if line.startswith("    ")]
+    return [re.sub(r"(^|\s)#.*", "", line).strip() for line in lines]
+
+
+def prose(name):
+    return "\n".join(line for line in re.sub("```.*?```", "", TEXTS[name], flags=re.S).split("\n") if line[:4] != "    ")
+
+
+def inline_code(text):
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def table_rows(name):
+    return [line for line in TEXTS[name].split("\n") if line.startswith("|") and set(line) - set("|-")]
+
+
+def figures(text):
+    text = re.sub(r"stage \d", "", text)  # 第一阶段
+    return Counter(re.findall(r"\d+(?:[.,/]\d+)*", text))
+
+
+def commands(name):
+    """Each `python SCRIPT ...` and `torchrun ... SCRIPT ...` of a document as (script, arguments)."""
+    for line in code_lines(name):
+        words = shlex.split(line) if line.startswith(("python ", "torchrun ")) else [""]
+        if words[0] == "torchrun":
+            launch = torchrun_parser().parse_args(words[1:])
+            yield launch.training_script, launch.training_script_args
+        elif words[0] and words[1] == "-c":
+            ast.parse(words[2])
+        elif words[0] and words[1] != "-m":
+            yield words[1], words[2:]
+
+
+def load(script):
+    """The module of a script; those at the top level may be imported already."""
+    if "/" not in script:
+        return importlib.import_module(Path(script).stem)
+    spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module
+
+
+def flags_of(script):
+    """The flags that a script takes, from its own parser."""
+    parsers = []
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
+
+        def caught(parser):
+            parsers.append(parser)
+            raise InterruptedError
+
+        patch.setattr(utils.ArgumentParser, "parse_args", caught)
+        load(script).parse_arguments()
+    return set(parsers[0]._option_string_actions)
+
+
+def parse(script, arguments):
+    module = load(script)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *arguments])
+        return module, module.parse_arguments()
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_commands_are_accepted(name):
+    found = list(commands(name))
+    assert len(found) > 10
+    for script, arguments in found:
+        assert (ROOT / script).is_file(), script
+        if hasattr(load(script), "parse_arguments"):
+            try:
+                parse(script, arguments)
+            except SystemExit:
+                pytest.fail(f"{name}: refused: {script} {shlex.join(arguments)}")
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_flags_named_in_prose_exist(name):
+    scripts = sorted(path.name for path in ROOT.glob("*.py") if "def parse_arguments" in path.read_text(encoding="utf-8"))
+    flags = {script: flags_of(script) for script in scripts}
+    torchrun = set(torchrun_parser()._option_string_actions)
+    known = OTHER_PROGRAMS.union(torchrun, *flags.values())
+    for code in inline_code(prose(name)):
+        script = next((script for script in scripts if code.startswith(script)), None)
+        named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", code))
+        assert named <= (flags[script] if script else known), code
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_files_named_exist(name):
+    folder = (ROOT / name).parent
+    for target in re.findall(r"\]\(([^)]+)\)", TEXTS[name]):
+        assert target.startswith("https://") or (folder / target.split("#")[0]).exists(), target
+    for code in inline_code(prose(name)):
+        if re.fullmatch(r"\w+\.py", code) and code != "protocols.py":  # which the reader is asked to make
+            assert (ROOT / code).is_file(), code
+    for row in table_rows(name):
+        if folders := re.fullmatch(r"\| ((`\w+/`(, |、)?)+) \|.*", row):
+            assert all((ROOT / folder).is_dir() for folder in inline_code(folders[1])), row
+
+
+def test_chinese_readme_says_the_same():
+    assert code_lines(CHINESE) == code_lines(README)
+    for row, chinese in zip(table_rows(README), table_rows(CHINESE), strict=True):
+        assert figures(row) == figures(chinese) and set(inline_code(row)) == set(inline_code(chinese)), (row, chinese)
+        assert row.count("|") == chinese.count("|")
+    text, chinese = prose(README), prose(CHINESE)
+    assert set(inline_code(text)) == set(inline_code(chinese))
+    assert figures(text) == figures(chinese)
+    for pattern in (r"@@\w+@@", r"(?m)^#+ ", r"\]\((?!README)[^)]+\)", r"!\["):
+        assert re.findall(pattern, text) == re.findall(pattern, chinese)
+
+
+@pytest.fixture
+def reader(work, monkeypatch):
+    """A folder as the reader of the README has it, with small pictures and small weights in place of the shipped ones."""
+    monkeypatch.setattr("models.vgg19_features", untrained_vgg)
+    monkeypatch.setattr("eval.load_lpips", lambda *_: lambda sr_img, hr_img: 0.5)  # which may be a download
+    picture = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    picture = Image.fromarray(picture).resize((96, 96), Image.Resampling.BICUBIC)
+    picture.save("photo.jpg")
+    picture.crop((0, 0, 30, 20)).save("more.png")
+    counts = {"train2014": 12, "val2014": 12, "path/to/photos": 12, "Set5": 2, "Set14": 1, "BSD100": 1}
+    for folder, count in (counts | {"photos": 2, "path/to/hr_images": 1}).items():
+        Path(folder).mkdir(parents=True)
+        for i in range(count):
+            shutil.copy("photo.jpg", f"{folder}/{folder.replace('/', '_')}_{i}.jpg")
+    torch.manual_seed(0)
+    for network, run in ((SRResNet(4, 1, 4), "srresnet_x4"), (Generator(4, 1, 4), "srgan_x4"), (SRResNet(4, 1, 4), "mine")):
+        Path("checkpoints", run).mkdir(parents=True)
+        for path in (f"checkpoints/{run}.pth", f"checkpoints/{run}/best.pth"):
+            utils.save_checkpoint(Path(path), {"config": network.config, "weights": network.state_dict(), "step": 1})
+    make_vgg("vgg.pth")
+    return work
+
+
+def write_clip(path):
+    """A video of two frames. Skips the test without the package av."""
+    av = pytest.importorskip("av")
+    with av.open(path, "w") as file:
+        stream = file.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for _ in range(2):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
+        file.mux(stream.encode())
+
+
+def run(script, arguments):
+    small = [*SMALL, *SMALL_FOR[Path(script).stem]] if script.startswith("train_") else []
+    module, args = parse(script, [*arguments, *small])
+    with module.user_errors():
+        module.main(args)
+
+
+def test_readme_commands_run(reader, capsys):
+    """In their order, but for those of torchrun, and test.py each time as if it were the first."""
+    scripts = set()
+    for line in dict.fromkeys(code_lines(README)):
+        if line.startswith("python ") and "clip.mp4" not in line:
+            script, *arguments = shlex.split(line)[1:]
+            shutil.rmtree("results", ignore_errors=True)
+            run(script, arguments)
+            scripts.add(script)
+            if line == "python test.py photo.jpg":
+                with Image.open("results/test/photo_x4.png") as result:
+                    assert result.size == (384, 384)
+            if "--outscale 3" in line:
+                assert Path("results/test/photo_x3.webp").exists()
+    assert {"create_data_lists.py", "train_srresnet.py", "train_srgan.py", "eval.py", "test.py"} <= scripts
+    assert Path("data/BSD100_test_images.json").exists() and Path("results/eval/hr_images").is_dir()
+
+
+def test_readme_video_command_runs(reader):
+    write_clip("clip.mp4")
+    assert "python test.py clip.mp4" in code_lines(README)
+    run("test.py", ["clip.mp4"])
+    assert Path("results/test/clip_x4.mp4").exists()
+
+
+def test_script_of_the_answers_prints_their_table(reader, capsys):
+    (script,) = re.findall("```python\n(.*?)```", TEXTS[FAQ], re.S)
+    exec(compile(script, "protocols.py", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(table_rows(FAQ)) - 1  # but for the head
+    assert all(re.fullmatch(r".{30} \d\d\.\d\d 0\.\d{4}", line) for line in lines), lines
