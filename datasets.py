@@ -8,7 +8,6 @@ function of (seed, k) alone: a run that was resumed, or that has more workers or
 """
 
 import functools
-import json
 import signal
 import zlib
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from utils import ImageError, UserError, crop_to_multiple, downscale, read_image, read_list
+from utils import ImageError, UserError, crop_to_multiple, downscale, read_image, read_json, read_list
 
 CROPS_PER_IMAGE = 4  # of each JPEG that is decoded for training
 WINDOW = 64  # images that are decoded together, so that the crops of one image spread over several batches
@@ -60,7 +59,7 @@ class SRDataset(Dataset):
         self.list_file, self.crop_size, self.seed = list_file, crop_size, seed
         self.pack = open_pack(list_file, self.paths)
         self.crops_per_image = CROPS_PER_IMAGE if self.pack is None else 1
-        self.fingerprint = zlib.crc32("\n".join(path.name for path in self.paths).encode())
+        self.fingerprint = zlib.crc32("\n".join(path.name for path in self.paths).encode(errors="surrogateescape"))
         self.decoded = {}  # visit -> image, of the window last seen
         self.bad_files = []
         self._epoch = (-1, None)
@@ -239,9 +238,9 @@ def open_pack(list_file, paths) -> Pack | None:
     index_file, pixels_file = pack_files(list_file)
     if not index_file.exists():
         return None
-    index = json.loads(index_file.read_text())
+    index = read_json(index_file)
     sizes = [3 * height * width for height, width in index["shapes"]]
-    if index["images"] != json.loads(Path(list_file).read_text()) or len(sizes) != len(paths):
+    if index["images"] != read_json(list_file) or len(sizes) != len(paths):
         raise UserError(f"{pixels_file} belongs to another list: make both anew with create_data_lists.py")
     if not pixels_file.exists() or pixels_file.stat().st_size != sum(sizes):
         raise UserError(f"{pixels_file} is not whole: make it anew with create_data_lists.py")

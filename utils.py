@@ -36,6 +36,8 @@ class ImageError(UserError):
 @contextlib.contextmanager
 def user_errors():
     """Turn a UserError into one line on stderr and exit status 2, and Ctrl-C into status 130, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal cannot show
     try:
         yield
         if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
@@ -524,7 +526,12 @@ def write_text(path, text):
     """Write a small file, whole or not at all, making its folder if need be."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))  # names of files need not be valid UTF-8
+
+
+def read_json(path):
+    """The value in a JSON file that `write_text` wrote."""
+    return json.loads(Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
 
 
 def save_checkpoint(path, state):
@@ -689,7 +696,7 @@ def read_list(list_file) -> list[Path]:
     """The paths in a list of create_data_lists.py. Raises UserError for a list that is missing, empty, or none."""
     list_file = Path(list_file)
     try:
-        names = json.loads(list_file.read_text(encoding="utf-8"))
+        names = read_json(list_file)
         paths = [list_file.parent / name for name in names]
     except FileNotFoundError:
         raise UserError(f"{list_file}: no such list; make it with create_data_lists.py") from None

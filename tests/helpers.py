@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -20,9 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+STEPS = 20
 # A run of half a second. In fp32 and on one thread it is the same to the last bit wherever it is interrupted.
 SMALL = ["--blocks=1", "--channels=4", "--crop-size=16", "--batch-size=2", "--device=cpu", "--precision=fp32", "--workers=0"]
-SMALL += ["--steps=30", "--save-every=2", "--log-every=3", "--validate-every=7"]
+SMALL += [f"--steps={STEPS}", "--save-every=2", "--log-every=3", "--validate-every=7"]
 SMALL_GAN = ["--discriminator-channels=2", "--vgg-layer=11"]
 TEMPORARY = "*.tmp"  # what utils.atomic_write and its like call a file that is not whole yet
 
@@ -208,6 +210,21 @@ def at_save(step, action):
         save_checkpoint(path, state)
 
     utils.save_checkpoint = save
+
+
+def pause_after(lines):
+    """Let this process wait, when it has printed so many lines, until there is a file `go_on` in its folder."""
+    import utils
+
+    calls, show = itertools.count(1), utils.Run.print
+
+    def show_and_wait(run, *words):
+        show(run, *words)
+        if next(calls) == lines:
+            while not Path("go_on").exists():
+                time.sleep(0.005)
+
+    utils.Run.print = show_and_wait
 
 
 FILE_CALLS = ("fsync", "replace", "link", "unlink")  # the moments of a save that a crash could fall between

@@ -16,6 +16,7 @@ from helpers import (
     PATIENCE,
     SMALL,
     SMALL_GAN,
+    STEPS,
     TEMPORARY,
     Script,
     at_save,
@@ -24,6 +25,7 @@ from helpers import (
     limit_file_size,
     make_data,
     make_vgg,
+    pause_after,
     run,
 )
 
@@ -126,10 +128,10 @@ def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(stage, tmp
         while not finished:
             arguments = stage.arguments + (["--resume"] if checkpoints(folder) else [])
             # Half of the kills come at any time, the other half between two file operations of a save.
-            in_save = functools.partial(before_file_call, rng.randrange(1, 80), die) if kills % 2 else None
+            in_save = functools.partial(before_file_call, rng.randrange(1, 60), die) if kills % 2 else None
             process = Script(stage.script, arguments, folder, in_save)
             if not in_save:
-                lines = rng.randrange(30)
+                lines = rng.randrange(24)
                 process.wait_until(lambda process=process, lines=lines: process.output().count("\n") >= lines)
                 time.sleep(rng.uniform(0, 0.05))
                 process.kill()
@@ -153,7 +155,7 @@ def test_a_run_killed_before_its_first_save_says_what_to_do(srresnet, tmp_path):
 
 
 def test_a_run_killed_in_its_last_save_is_put_in_order(srresnet, tmp_path):
-    in_last_save = functools.partial(die_before_link, 30)
+    in_last_save = functools.partial(die_before_link, STEPS)
     assert run(srresnet.script, srresnet.arguments, tmp_path, in_last_save).status == -signal.SIGKILL
     finish(srresnet, tmp_path)
 
@@ -182,24 +184,32 @@ def die_within_save(step):
 def test_a_signal_stops_the_run_after_a_save(stage, tmp_path, signal_number):
     rng, step = random.Random(SEED), 0
     for _ in range(3):
-        process = Script(stage.script, [*stage.arguments, "--resume"] if step else stage.arguments, tmp_path)
-        lines = 4 + rng.randrange(1, 6)  # of saves, figures and validations, so now this is due in the next step, now that
-        assert process.wait_until(lambda process=process, lines=lines: process.output().count("\n") > lines)
-        process.send(signal_number)
+        lines = 4 + rng.randrange(1, 5)  # of saves, figures and validations, so now this is due in the next step, now that
+        arguments = stage.arguments + (["--resume"] if step else [])
+        process = Script(stage.script, arguments, tmp_path, functools.partial(pause_after, lines))
+        signal_during_pause(process, lines, tmp_path, signal_number)
         result = process.wait()
         assert result.status == 0 and not result.err, result
         begun, step, last = step, int(checkpoints(tmp_path)[-1].stem[-8:]), result.out.splitlines()[-1]
-        assert begun < step < 30 and f"step {step};" in last and "--resume" in last, result
+        assert begun < step < STEPS and f"step {step};" in last and "--resume" in last, result
     result = finish(stage, tmp_path)
-    assert f"steps {step + 1} to 30" in result.out
+    assert f"steps {step + 1} to {STEPS}" in result.out
+
+
+def signal_during_pause(process, lines, folder, signal_number, group=False):
+    """Send a signal to a process that pauses after so many lines (see helpers.pause_after), then let it go on."""
+    assert process.wait_until(lambda: process.output().count("\n") == lines)
+    process.send(signal_number, group)
+    (folder / "go_on").touch()
+    process.process.join(PATIENCE)
+    (folder / "go_on").unlink()
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_loader_processes_too_stops_the_run_after_a_save(srresnet, tmp_path, signal_number):
     # Ctrl-C in a terminal, and the time limit of a batch system, reach every process of the group.
-    process = Script(srresnet.script, [*srresnet.arguments, "--workers", 2], tmp_path)
-    assert process.wait_until(lambda: "step 4: saved" in process.output())
-    process.send(signal_number, group=True)
+    process = Script(srresnet.script, [*srresnet.arguments, "--workers", 2], tmp_path, functools.partial(pause_after, 7))
+    signal_during_pause(process, 7, tmp_path, signal_number, group=True)
     result = process.wait()
     process.kill()
     assert result.status == 0 and not result.err and "--resume" in result.out.splitlines()[-1], result
@@ -256,7 +266,7 @@ def test_the_newest_whole_checkpoint_is_taken(stage, tmp_path):
     newest.write_bytes(whole[: len(whole) // 2])
     result = finish(stage, tmp_path)
     assert newest.name in result.err and "whole" in result.err and result.err.count("\n") == 1
-    assert f"steps {int(before.stem[-8:]) + 1} to 30" in result.out
+    assert f"steps {int(before.stem[-8:]) + 1} to {STEPS}" in result.out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
