@@ -50,8 +50,12 @@ def find_images(folder, recursive=True):
     """The files with the ending of an image below `folder`, sorted, and how many others there are."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    files, others = [], 0
+    files, others, seen = [], 0, set()
     for parent, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(parent) in seen:  # a link may lead back to a folder that it lies in
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(parent))
         folders.sort()
         if not recursive:
             folders.clear()
@@ -85,7 +89,9 @@ def collect(folders, min_size, recursive, label):
     for folder in folders:
         found, more = find_images(folder, recursive)
         files, others = files + found, others + more
-    good, reasons = check_images(list(dict.fromkeys(files)), min_size, label)
+    # One file under two names would be two images, one of them held out, perhaps, and the other trained on.
+    files = list({os.path.realpath(path): path for path in reversed(files)}.values())[::-1]
+    good, reasons = check_images(files, min_size, label)
     if others:
         reasons["not the ending of an image"] += others
     left_out = "".join(f"; left out: {count} {reason}" for reason, count in sorted(reasons.items()))
@@ -137,6 +143,10 @@ def main(args):
     except OSError as error:
         raise UserError(f"--output-folder {args.output_folder}: {error.strerror}") from None
     recursive = not args.no_recursive
+    names = [folder.resolve().name for folder in args.test_folders]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--test-folders: more than one is called {name}, and their lists would be one file")
     if args.train_folders:
         images = collect(args.train_folders, args.min_size, recursive, "training")
         if len(images) <= args.validation_images:

@@ -29,11 +29,13 @@ def degrade(hr_imgs: torch.Tensor, scale: int) -> torch.Tensor:
     """LR images by antialiased bicubic downscaling, on whatever device the HR images are.
 
     (N, 3, H, W) uint8 -> (N, 3, H / scale, W / scale) float32 in [0, 1]. As in a picture file the values are whole
-    256ths, at most one grey level from Pillow's, which rounds between its two passes. H and W are multiples of `scale`.
+    256ths, at most one grey level from Pillow's, which rounds and clamps between its two passes as is done here. H and W
+    are multiples of `scale`.
     """
-    height, width = hr_imgs.shape[-2] // scale, hr_imgs.shape[-1] // scale
-    lr_imgs = F.interpolate(hr_imgs.float(), (height, width), mode="bicubic", antialias=True)
-    return lr_imgs.round_().clamp_(0, 255).div_(255)
+    lr_imgs, (height, width) = hr_imgs.float(), hr_imgs.shape[-2:]
+    for size in ((height, width // scale), (height // scale, width // scale)):
+        lr_imgs = F.interpolate(lr_imgs, size, mode="bicubic", antialias=True).round_().clamp_(0, 255)
+    return lr_imgs.div_(255)
 
 
 def training_pair(crops: torch.Tensor, scale: int) -> tuple[torch.Tensor, torch.Tensor]:

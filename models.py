@@ -10,6 +10,7 @@ pixels around a pixel can change the result there. Upscaling by tiles (utils.py)
 
 import copy
 import math
+import pickle
 
 import torch
 import torch.nn.functional as F
@@ -192,14 +193,18 @@ class TruncatedVGG19(nn.Module):
         self.layers = vgg19_features()[:depth]
         state = imagenet_vgg19_state() if weights == "imagenet" else weights
         if not isinstance(state, dict):
-            state = torch.load(weights, map_location="cpu", weights_only=True)
+            try:
+                state = torch.load(weights, map_location="cpu", weights_only=True)
+            except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+                raise ValueError("not a whole file of tensors") from error
         # Of a whole VGG19 we need its features; of those, the layers below the cut.
-        state = {key.removeprefix("features."): value.float() for key, value in state.items()}
+        named = state.items() if isinstance(state, dict) else ()
+        state = {str(key).removeprefix("features."): value for key, value in named if isinstance(value, torch.Tensor)}
         missing = [key for key in self.layers.state_dict() if key not in state]
         if missing:
             raise ValueError(f"not the features of a VGG19: {missing[0]} is missing")
         try:
-            self.layers.load_state_dict({key: state[key] for key in self.layers.state_dict()})
+            self.layers.load_state_dict({key: state[key].float() for key in self.layers.state_dict()})
         except RuntimeError as error:
             raise ValueError("not the features of a VGG19: a layer has another shape") from error
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -218,7 +223,9 @@ def vgg19_features():
     """The untrained layers of torchvision's VGG19 before its classifier."""
     from torchvision.models import vgg19  # torchvision takes a second to import, and only stage 2 needs it
 
-    return vgg19(init_weights=False).features
+    with torch.device("meta"):  # which spares seconds: its 140 million weights would be drawn at random
+        layers = vgg19(init_weights=False).features
+    return layers.to_empty(device="cpu")
 
 
 def imagenet_vgg19_state():
@@ -236,9 +243,9 @@ def check_scale(scale):
 def build_network(config: dict) -> nn.Module:
     """The untrained network that `config` describes. Raises ValueError for a config of none of ours."""
     networks = {"srcnn": SRCNN, "srresnet": SRResNet, "srgan": Generator}
-    arguments = dict(config)
+    arguments = dict(config) if isinstance(config, dict) else {}
     arch = arguments.pop("arch", None)
-    if arch not in networks:
+    if not isinstance(arch, str) or arch not in networks:
         raise ValueError(f"unknown architecture {arch!r}; known are {', '.join(networks)}")
     try:
         return networks[arch](**arguments)

@@ -7,6 +7,7 @@ missing file are answered at once.
 import argparse
 import contextlib
 import csv
+import importlib.util
 import json
 import math
 import os
@@ -186,8 +187,9 @@ def should_compile(args, device, dtype):
 
     if args.dry_run or args.steps < 2000 or (device.type == "cpu" and dtype != torch.bfloat16):
         return False  # in fp32 on the CPU it gains nothing
-    if device.type == "cpu" and not any(map(shutil.which, [os.environ.get("CXX", "c++"), "g++", "clang++"])):
-        print("no C++ compiler found: training eagerly, without torch.compile")
+    compilers = [os.environ.get("CXX", "c++"), "g++", "clang++"] if device.type == "cpu" else ["cc", "gcc", "clang"]
+    if not any(map(shutil.which, compilers)) or (device.type == "cuda" and not importlib.util.find_spec("triton")):
+        print("no compiler (or no Triton, on CUDA) found: training eagerly, without torch.compile")
         return False
     return True
 
@@ -420,7 +422,10 @@ class Run:
             self.row = {}
 
     def validate_due(self, step):
-        return step % self.args.validate_every == 0 or step == self.args.steps
+        due = step % self.args.validate_every == 0 or step == self.args.steps
+        if due:
+            self._check_finite()  # or best.pth could be of weights that are not
+        return due
 
     def save_due(self, step):
         """Whether to save now: every --save-every steps, at the last, and when a signal asks the run to stop."""
@@ -448,7 +453,7 @@ class Run:
 
     def save_if_best(self, step, figure, network):
         """Write best.pth, with the weights alone, if `figure` (the higher the better) is the best of the run so far."""
-        if self.best is not None and not figure > self.best:
+        if self.best is not None and not math.isnan(self.best) and not figure > self.best:
             return
         self.best = figure
         if self.rank == 0:
@@ -479,6 +484,8 @@ class Run:
         import torch
 
         before, now = checkpoint["args"], vars(self.args)
+        if ("vgg_layer" in before) != ("vgg_layer" in now):
+            raise UserError(f"--resume: the run {self.name} is one of the other stage; give another name by --run")
         free = FREE_ON_RESUME | ({"steps"} if now["schedule"] == "constant" else set())
         changed = [key for key in sorted(now) if key not in free and before.get(key, now[key]) != now[key]]
         if changed:
@@ -601,7 +608,7 @@ def newest_checkpoint(folder):
 
 def load_newest(folder) -> dict:
     """The newest checkpoint of a run that reads back whole. Raises UserError if there is none."""
-    for path in [*step_checkpoints(folder), Path(folder) / "last.pth"]:
+    for path in filter(Path.exists, [*step_checkpoints(folder), Path(folder) / "last.pth"]):
         try:
             return load_checkpoint(path)
         except UserError as error:
@@ -697,6 +704,8 @@ def read_list(list_file) -> list[Path]:
     list_file = Path(list_file)
     try:
         names = read_json(list_file)
+        if not isinstance(names, list):
+            raise ValueError
         paths = [list_file.parent / name for name in names]
     except FileNotFoundError:
         raise UserError(f"{list_file}: no such list; make it with create_data_lists.py") from None
@@ -866,6 +875,8 @@ def luminance(img):
 def psnr(sr_img, hr_img, border):
     """Peak signal-to-noise ratio on Y in dB, without `border` pixels at each side; infinite for equal images."""
     error = without_border(luminance(sr_img) - luminance(hr_img), border)
+    if not error.size:
+        return math.nan
     mse = np.mean(error**2)
     return 10 * math.log10(255**2 / mse) if mse else math.inf
 
