@@ -10,6 +10,7 @@ function of (seed, k) alone: a run that was resumed, or that has more workers or
 import functools
 import signal
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,8 @@ class TestPairs(Dataset):
 
     def __init__(self, paths, scale: int, lr_folder=None):
         self.paths, self.scale, self.lr_folder = [Path(path) for path in paths], scale, lr_folder
+        stems = Counter(path.stem for path in self.paths)
+        self.names = [path.stem if stems[path.stem] == 1 else path.name for path in self.paths]
 
     def __len__(self):
         return len(self.paths)
@@ -205,12 +208,12 @@ class TestPairs(Dataset):
         path = self.paths[i]
         hr_img = crop_to_multiple(read_image(path), self.scale, path)
         if self.lr_folder is None:
-            return path.stem, downscale(hr_img, self.scale), hr_img
+            return self.names[i], downscale(hr_img, self.scale), hr_img
         lr_path = Path(self.lr_folder) / path.name
         lr_img = read_image(lr_path)
         if (lr_img.shape[0] * self.scale, lr_img.shape[1] * self.scale) != hr_img.shape[:2]:
             raise ImageError(f"{lr_path}: its size times {self.scale} is not that of {path}")
-        return path.stem, lr_img, hr_img
+        return self.names[i], lr_img, hr_img
 
 
 class Pack:

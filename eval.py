@@ -151,7 +151,7 @@ def main(args):
 
 
 def finite(value):
-    """The value with null for what JSON has no number for: the PSNR of equal images, the SSIM of tiny ones."""
+    """The value with null for what JSON has no number for: the PSNR of equal images."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -27,7 +27,10 @@ from PIL import Image, ImageOps
 
 
 class UserError(Exception):
-    """Something the user can put right; its message is one line that says how."""
+    """Something the user can put right; its message is one line that says how, whatever the names in it hold."""
+
+    def __str__(self):
+        return " ".join(super().__str__().split())
 
 
 class ImageError(UserError):
@@ -44,7 +47,7 @@ def user_errors():
         if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
             sys.modules["torch"].distributed.destroy_process_group()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         if "WORLD_SIZE" not in os.environ or not re.search("gloo|nccl|connection (closed|reset)", str(error), re.IGNORECASE):
@@ -308,6 +311,7 @@ class Run:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         for left_by_a_kill in self.checkpoints.glob(".*.tmp"):
             left_by_a_kill.unlink()
+        self._tidy_checkpoints()
         (self.results / "samples").mkdir(parents=True, exist_ok=True)
         options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.args).items()}
         write_text(self.results / "config.json", json.dumps(options | facts, indent=2) + "\n")
@@ -379,11 +383,8 @@ class Run:
         if step % self.args.log_every and step != self.args.steps:
             return None
         self._check_finite()
-        means = {key: value / self.count for key, value in self.sums.items()}
-        if self.world_size > 1:
-            for value in means.values():
-                torch.distributed.all_reduce(value)
-        means = {key: value.item() / self.world_size for key, value in means.items()}
+        means = self._mean_of_processes({key: value / self.count for key, value in self.sums.items()})
+        means = {key: value.item() for key, value in means.items()}
         self.sums, self.count = {}, 0
         self.record(step, learning_rate=learning_rate, **means)
         seconds = time.perf_counter() - self.clock
@@ -396,6 +397,17 @@ class Run:
         self.print(f"step {step}/{self.args.steps}  {figures}  {rate:.2f} steps/s  ETA {duration(left)}")
         self.clock, self.clock_step, self.waited = time.perf_counter(), step, 0.0
         return means
+
+    def _mean_of_processes(self, figures):
+        """The mean over the processes of figures that each has of its own share of the batch."""
+        if self.world_size == 1:
+            return figures
+        import torch
+
+        figures = {key: value / self.world_size for key, value in figures.items()}
+        for value in figures.values():
+            torch.distributed.all_reduce(value)
+        return figures
 
     def _check_finite(self):
         bad = int(self.first_bad)
@@ -416,10 +428,14 @@ class Run:
             self.board.add_scalar(key if "/" in key else f"train/{key}", value, step)
 
     def _write_row(self):
-        if self.rank == 0 and self.row:
+        if self.rank > 0 or not self.row:
+            return
+        try:
             csv.DictWriter(self.csv_file, self.columns).writerow(self.row)
             self.csv_file.flush()
-            self.row = {}
+        except OSError as error:
+            raise UserError(f"cannot write {self.csv_file.name}: {error.strerror}; make room, and go on with --resume") from None
+        self.row = {}
 
     def validate_due(self, step):
         due = step % self.args.validate_every == 0 or step == self.args.steps
@@ -464,17 +480,24 @@ class Run:
     def save(self, step, **state):
         """Write a checkpoint as step_*.pth, of which the newest two stay, and as last.pth."""
         self._write_row()
+        sums = self._mean_of_processes(self.sums)
         if self.rank > 0:
             return
-        log = {"sums": {key: value.item() for key, value in self.sums.items()}, "count": self.count}
+        log = {"sums": {key: value.item() for key, value in sums.items()}, "count": self.count}
         options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.args).items()}
         path = self.checkpoints / f"step_{step:08d}.pth"
         state |= {"step": step, "args": options, "data": self.dataset.fingerprint, "log": log, "best": self.best}
         save_checkpoint(path, state)
-        replace_by_link(path, self.checkpoints / "last.pth")
-        for old in step_checkpoints(self.checkpoints)[2:]:
-            old.unlink()
+        self._tidy_checkpoints()
         self.print(f"step {step}: saved {path}")
+
+    def _tidy_checkpoints(self):
+        """Make last.pth the newest checkpoint, and keep but one older one; at the start too, after a kill in between."""
+        checkpoints = step_checkpoints(self.checkpoints)
+        for old in checkpoints[2:]:
+            old.unlink()
+        if checkpoints:
+            replace_by_link(checkpoints[0], self.checkpoints / "last.pth")
 
     def restore(self, checkpoint, dataset):
         """Take up the log and the best figure of a checkpoint and return its step.
@@ -560,7 +583,9 @@ def replace_by_link(source, target):
     try:
         os.link(source, temporary)
     except OSError:
-        shutil.copyfile(source, temporary)
+        with atomic_write(target) as copy, open(source, "rb") as file:
+            shutil.copyfileobj(file, copy)
+        return
     os.replace(temporary, target)
 
 
@@ -724,6 +749,8 @@ def read_image(path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             image = ImageOps.exif_transpose(image)
+            if image.mode == "F":
+                raise ValueError("floating-point pixels, whose range nobody knows")
             if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
                 image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8))
             if image.has_transparency_data:
@@ -924,6 +951,8 @@ def evaluate(network, pairs, more_metrics=None, processes=None, on_image=None) -
     entries = {}
     for i in range(rank, len(pairs), count):
         name, lr_img, hr_img = pairs[i]
+        if min(hr_img.shape[:2]) < 2 * pairs.scale + 11:
+            raise ImageError(f"{pairs.paths[i]}: too small to measure: SSIM needs 11 pixels within a border of {pairs.scale}")
         sr_img = enlarge(lr_img, pairs.scale) if network is None else upscale(network, lr_img)
         entries[i] = {"image": name, "psnr": psnr(sr_img, hr_img, pairs.scale), "ssim": ssim(sr_img, hr_img, pairs.scale)}
         for key, measure in (more_metrics or {}).items():
@@ -936,8 +965,8 @@ def evaluate(network, pairs, more_metrics=None, processes=None, on_image=None) -
 
 
 def mean_figures(entries):
-    """The mean over images of each figure; an SSIM that is not defined (a tiny image) is left out."""
-    return {key: float(np.nanmean([entry[key] for entry in entries])) for key in entries[0] if key != "image"}
+    """The mean over images of each figure."""
+    return {key: float(np.mean([entry[key] for entry in entries])) for key in entries[0] if key != "image"}
 
 
 def write_panel(path, network, pairs, images=4, size=192):

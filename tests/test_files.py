@@ -157,7 +157,7 @@ def zoo(tmp_path_factory):
         "truncated_png": ("truncated.png", lambda path: path.write_bytes(whole_png[: len(whole_png) * 2 // 3])),
         "empty": ("empty.png", lambda path: path.write_bytes(b"")),
         "text": ("text.jpg", lambda path: path.write_text("not a picture\n")),
-        "text_latin": (os.fsdecode(b"caf\xe9.jpg"), lambda path: path.write_text("not a picture\n")),
+        "text_latin": (os.fsdecode(b"\xe9crit.jpg"), lambda path: path.write_text("not a picture\n")),
         "text_newline": ("two\nlines.jpg", lambda path: path.write_text("not a picture\n")),
         "folder": ("folder.png", lambda path: path.mkdir()),
         "broken_link": ("broken_link.png", lambda path: path.symlink_to(folder / "nowhere.png")),
@@ -221,6 +221,11 @@ def folder_with(file, folder):
     return target
 
 
+def read_json(path):
+    """What is in a JSON file, in which names of files that are no valid UTF-8 are as they are."""
+    return json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+
+
 def assert_pixels(image, expected, tolerance):
     assert image.dtype == np.uint8 and image.shape == expected.shape
     assert np.abs(image.astype(int) - expected.astype(int)).max() <= tolerance
@@ -242,7 +247,7 @@ def test_a_list_has_the_file_or_says_why_not(file, zoo, call, tmp_path):
     arguments = ["--train-folders", "pictures", "--validation-images", 0, "--min-size", CROP, "--pack", "on"]
     result = call("create_data_lists", *arguments)
     assert result.status == 0 and not result.err, result
-    names = json.loads((tmp_path / "data/train_images.json").read_text(encoding="utf-8"))
+    names = read_json(tmp_path / "data/train_images.json")
     listed = f"../pictures/{file.path.name}" in names
     reason = {GOOD: "", GIF: "1 not the ending", SMALLER: f"1 under {CROP}", BAD: "1 not a readable image"}[file.kind]
     if file.path.is_dir():
@@ -306,7 +311,8 @@ def test_eval_measures_the_file_or_names_it(file, call, tmp_path):
     assert "nan" not in result.out and not list(tmp_path.rglob(TEMPORARY)), result
     if file.kind == GOOD:
         assert result.status == 0 and not result.err, result
-        (entry,) = json.loads((tmp_path / "results/eval/metrics.json").read_text(encoding="utf-8"))["bicubic"]["set"]
+        figures = read_json(tmp_path / "results/eval/metrics.json")
+        (entry,) = figures["bicubic"]["set"]
         assert entry["image"] == path.stem
         if not file.tolerance:
             hr_img = file.rgb[: file.rgb.shape[0] // 4 * 4, : file.rgb.shape[1] // 4 * 4]
