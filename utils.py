@@ -434,7 +434,7 @@ class Run:
             csv.DictWriter(self.csv_file, self.columns).writerow(self.row)
             self.csv_file.flush()
         except OSError as error:
-            raise UserError(f"cannot write {self.csv_file.name}: {error.strerror}; make room, and go on with --resume") from None
+            raise UserError(f"cannot write {self.csv_file.name}: {error.strerror}; go on with --resume") from None
         self.row = {}
 
     def validate_due(self, step):
