@@ -337,7 +337,8 @@ class Run:
         return open(path, "a", newline="")
 
     def _on_signal(self, signal_number, frame):
-        if self.stop_signal:  # the second Ctrl-C does not wait for the step to end
+        # A second Ctrl-C does not wait for the step to end; but torchrun itself sends a second signal after the first.
+        if self.stop_signal == signal_number == signal.SIGINT and self.world_size == 1:
             raise KeyboardInterrupt
         self.stop_signal = signal_number
 
