@@ -166,6 +166,8 @@ def main(args):
     run = Run(args, default_name=f"srgan_x{args.scale}")
     dataset = SRDataset(args.data_folder / "train_images.json", args.crop_size, args.seed)
     validation = TestPairs(test_images(args.validate_on, args.data_folder), args.scale)
+    for _ in validation:  # a bad file is better found now than after thousands of steps
+        pass
 
     torch.manual_seed(args.seed)
     try:

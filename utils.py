@@ -41,13 +41,17 @@ class ImageError(UserError):
 def user_errors():
     """Turn a UserError into one line on stderr and exit status 2, and Ctrl-C into status 130, without a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal cannot show
+        with contextlib.suppress(AttributeError):  # a notebook's
+            stream.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal cannot show
     try:
         yield
         if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
             sys.modules["torch"].distributed.destroy_process_group()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         if "WORLD_SIZE" not in os.environ or not re.search("gloo|nccl|connection (closed|reset)", str(error), re.IGNORECASE):
@@ -311,6 +315,9 @@ class Run:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         for left_by_a_kill in self.checkpoints.glob(".*.tmp"):
             left_by_a_kill.unlink()
+        for newer in step_checkpoints(self.checkpoints):  # than what was restored, so they do not read back
+            if newer.name > f"step_{start:08d}.pth":
+                newer.unlink()
         self._tidy_checkpoints()
         (self.results / "samples").mkdir(parents=True, exist_ok=True)
         options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.args).items()}
@@ -361,12 +368,15 @@ class Run:
             yield step, *training_pair(crops.to(self.device, non_blocking=True), self.args.scale)
             self._write_row()
             if self.stopping:
+                if self.rank == 0:
+                    self.board.close()
                 self.print(f"stopped after step {step}; go on with the same command and --resume")
                 return
         if self.rank == 0:
             options = {key: v if isinstance(v, (int, float)) else str(v) for key, v in vars(self.args).items()}
             self.board.add_hparams(options, {f"final/{key}": value for key, value in self.figures.items()}, run_name=".")
             self.board.close()
+        self.bad_files = sum(self.processes.gather(self.bad_files), [])
         if self.bad_files:
             self.print(f"{len(self.bad_files)} times an image could not be used; the first: {self.bad_files[0]}")
         self.print(f"done: {self.args.steps} steps; weights in {self.checkpoints}, logs and samples in {self.results}")
@@ -748,6 +758,8 @@ def read_image(path) -> np.ndarray:
     Transparent pixels are laid on white; 16-bit values lose their lower half.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError("it is no file")  # a named pipe would be waited for
         with Image.open(path) as image:
             image = ImageOps.exif_transpose(image)
             if image.mode == "F":
