@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -1013,7 +1014,9 @@ def load_lpips(backbone="imagenet", device="cpu"):
         import lpips
     except ImportError:
         raise UserError("LPIPS needs the package lpips: pip install lpips") from None
-    metric = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)  # the linear layers come with the package
+    with warnings.catch_warnings():  # the package asks torchvision for AlexNet in an old way
+        warnings.simplefilter("ignore")
+        metric = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)  # its linear layers come with it
     if backbone == "imagenet":
         from torchvision.models import AlexNet_Weights
 

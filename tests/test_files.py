@@ -292,8 +292,8 @@ def test_training_uses_the_file_or_names_it_and_goes_on(file, zoo, call, tmp_pat
 
 def test_training_on_bad_files_alone_is_one_line(zoo, call, tmp_path):
     (tmp_path / "data").mkdir()
-    for name in ("train", "validation"):
-        (tmp_path / f"data/{name}_images.json").write_text(json.dumps([str(zoo["empty"].path), str(zoo["one_pixel"].path)]))
+    for name, keys in (("train", ["empty", "one_pixel"]), ("validation", ["plain"])):
+        (tmp_path / f"data/{name}_images.json").write_text(json.dumps([str(zoo[key].path) for key in keys]))
     result = call("train_srresnet", *SMALL, "--steps=2")
     assert result.status == 2 and result.err.count("\n") == 1 and "no image can be used" in result.err, result
 

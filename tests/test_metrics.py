@@ -89,11 +89,6 @@ def test_ssim_needs_room_for_its_window():
     assert utils.ssim(plain(9, (19, 40)), plain(9, (19, 40)), 4) == pytest.approx(1)
 
 
-def test_means_leave_out_an_undefined_ssim():
-    entries = [{"image": "a", "psnr": 20.0, "ssim": 0.5}, {"image": "b", "psnr": 30.0, "ssim": math.nan}]
-    assert utils.mean_figures(entries) == {"psnr": 25.0, "ssim": 0.5}
-
-
 @pytest.mark.filterwarnings("error")
 def test_an_image_that_is_all_border_has_no_psnr():
     assert math.isnan(utils.psnr(plain(9, (8, 8)), plain(9, (8, 8)), 4))
