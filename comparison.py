@@ -24,6 +24,13 @@ def labelled_row(images, labels):
     return row
 
 
+def with_close_ups(images, labels):
+    """A labelled row of pictures (H, W, 3) uint8, and below it the same detail of each, four times as large."""
+    size = max(1, min(images[0].shape[:2]) // 4)
+    enlarged = [image.repeat(4, axis=0).repeat(4, axis=1) for image in close_up(images, size)]
+    return stack([labelled_row(images, labels), labelled_row(enlarged, labels)])
+
+
 def stack(rows):
     """Rows from `labelled_row` one below the other."""
     panel = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")

@@ -11,13 +11,21 @@ in studio range without a border of `scale` pixels; LPIPS (AlexNet, v0.1) on the
 
 from pathlib import Path
 
-from utils import ArgumentParser, add_device_arguments, user_errors
+from utils import ArgumentParser, add_device_arguments, number, user_errors
 
 
 def parse_arguments():
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--weights", type=Path, nargs="*", default=[], metavar="FILE", help="checkpoints of one scale, rows after bicubic")
+    add(
+        "--blend",
+        type=number(float, 0, 1),
+        nargs="+",
+        default=[],
+        metavar="A",
+        help="also rows for mixtures of two --weights, as test.py --blend makes them: 0 is the first, 1 the second",
+    )
     add("--test-sets", nargs="+", required=True, metavar="SET", help="folders of HR images, or names of lists in --data-folder")
     add("--data-folder", type=Path, default=Path("data"), metavar="DIR", help="where the lists are")
     add("--lr-folder", type=Path, metavar="DIR", help="given LR images, of the same names, in place of bicubic downscaling")
@@ -43,13 +51,14 @@ import math
 
 from tqdm import tqdm
 
-from comparison import labelled_row, slider_figure, stack, write_page
+from comparison import slider_figure, with_close_ups, write_page
 from datasets import TestPairs
 from models import for_inference
 from utils import (
     Processes,
     UserError,
     atomic_write,
+    blend_networks,
     enlarge,
     evaluate,
     load_lpips,
@@ -63,8 +72,10 @@ from utils import (
 )
 
 
-def load_models(files, device, dtype, scale):
+def load_models(files, blends, device, dtype, scale):
     """The networks by their names in the table, bicubic (None) first, and their common scale."""
+    if blends and len(files) != 2:
+        raise UserError("--blend mixes two networks: give two files to --weights")
     models, scales = {"bicubic": None}, {} if scale is None else {"--scale": scale}
     for file in files:
         network = load_network(file)
@@ -77,6 +88,8 @@ def load_models(files, device, dtype, scale):
         models[name] = for_inference(network, device, dtype)
     if len(set(scales.values())) > 1:
         raise UserError("different scales: " + ", ".join(f"{name} x{value}" for name, value in scales.items()))
+    for share in blends:
+        models[f"blend_{share:g}"] = for_inference(blend_networks(*map(load_network, files), share), device, dtype)
     return models, next(iter(scales.values()), 4)
 
 
@@ -91,15 +104,20 @@ def load_sets(names, data_folder, scale, lr_folder):
     return sets
 
 
+def in_table(entries):
+    """The means of a test set that stand in the table."""
+    return {key: value for key, value in mean_figures(entries).items() if key != "colour_shift"}
+
+
 def table_cell(entries):
     """The means of a test set as they stand in the table: 28.43 / .8111 / .3396."""
-    means = mean_figures(entries)
+    means = in_table(entries)
     return " / ".join(f"{means[key]:.2f}" if key == "psnr" else f"{means[key]:.4f}".replace("0.", ".", 1) for key in means)
 
 
 def markdown_table(results, sets, scale):
     """One row per model, one column per test set."""
-    figures = " / ".join(key.upper() for key in mean_figures(results["bicubic"][sets[0]]))
+    figures = " / ".join(key.upper() for key in in_table(results["bicubic"][sets[0]]))
     lines = [f"| x{scale}, {figures} | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
     for model, by_set in results.items():
         lines.append(f"| {model} | {' | '.join(table_cell(by_set[name]) for name in sets)} |")
@@ -107,7 +125,7 @@ def markdown_table(results, sets, scale):
 
 
 def save_images(folder, pairs, models, entries):
-    """Write each model's pictures of a test set, a labelled panel per image, and a page with a slider per image."""
+    """Write each model's pictures of a test set, a labelled panel and a slider per image, both with close-ups."""
     figures = []
     for i in tqdm(range(len(pairs)), desc=f"pictures of {folder.name}", unit="image", disable=None):
         name, lr_img, hr_img = pairs[i]
@@ -119,7 +137,7 @@ def save_images(folder, pairs, models, entries):
             images.append(sr_img)
         labels, images = [*labels, "HR"], [*images, hr_img]
         with atomic_write(folder / f"{name}_panel.png") as file:
-            stack([labelled_row(images, labels)]).save(file, "PNG")
+            with_close_ups(images, labels).save(file, "PNG")
         figures.append(slider_figure(name, images, labels, before=0, after=len(models) - 1))
     write_page(folder / "compare.html", folder.name, figures)
 
@@ -127,7 +145,7 @@ def save_images(folder, pairs, models, entries):
 def main(args):
     processes = Processes(args.device)
     device = processes.device
-    models, scale = load_models(args.weights, device, pick_dtype(args.precision, device), args.scale)
+    models, scale = load_models(args.weights, args.blend, device, pick_dtype(args.precision, device), args.scale)
     sets = load_sets(args.test_sets, args.data_folder, scale, args.lr_folder)
     metrics = {"lpips": load_lpips(args.lpips_backbone, device)} if args.lpips else {}
     results = {model: {} for model in models}

@@ -40,7 +40,7 @@ import warnings
 
 import torch
 
-from models import TailConvolution, build_network, for_inference
+from models import build_network, for_inference
 from utils import atomic_write, load_checkpoint, load_network
 from weight_formats import read_safetensors
 
@@ -53,9 +53,7 @@ class Upscaler(torch.nn.Module):
     def __init__(self, network):
         super().__init__()
         self.network = network.to(memory_format=torch.contiguous_format)
-        for module in self.network.modules():
-            if isinstance(module, TailConvolution):
-                module.four_at_once = False
+        self.network.joins_last_shuffle = False
 
     def forward(self, lr):
         return self.network(lr)

@@ -56,6 +56,30 @@ class SRCNN(nn.Module):
         return self.reconstruct(self.features(lr_imgs))
 
 
+class PReLU(nn.PReLU):
+    """PReLU with one slope for all channels, in any shape; trained on the CPU, the same by a faster backward pass."""
+
+    def forward(self, x):
+        if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return OneSlope.apply(x, self.weight)
+        return super().forward(x)
+
+
+class OneSlope(torch.autograd.Function):
+    """PReLU as a leaky ReLU. PyTorch's own backward pass on the CPU is not vectorised, and was a quarter of a training step."""
+
+    @staticmethod
+    def forward(ctx, x, slope):
+        ctx.save_for_backward(x, slope)
+        return F.leaky_relu(x, slope.item())
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, slope = ctx.saved_tensors
+        grad_slope = (grad * x.clamp(max=0)).sum(dtype=slope.dtype).view(1)
+        return torch.ops.aten.leaky_relu_backward(grad, x, slope.item(), False), grad_slope
+
+
 class ResidualBlock(nn.Module):
     """conv-BN-PReLU-conv-BN with a skip around it: (N, C, H, W) -> (N, C, H, W)."""
 
@@ -64,38 +88,42 @@ class ResidualBlock(nn.Module):
         self.layers = nn.Sequential(
             convolution(channels, channels, 3),
             nn.BatchNorm2d(channels),
-            nn.PReLU(),
+            PReLU(),
             convolution(channels, channels, 3),
             nn.BatchNorm2d(channels),
         )
 
     def forward(self, x):
-        return x + self.layers(x)
+        return self.layers(x).add_(x)  # in place: nothing needs what was there to go back through batch normalisation
 
 
 class TailConvolution(nn.Conv2d):
-    """The 9x9 convolution to the 3 channels of the SR image: (N, C, H, W) -> (N, 3, H, W).
-
-    On the CPU three output channels leave most lanes of the vector units idle, so there 2x2 pixels are computed at once:
-    the kernel at its four offsets makes 12 channels of a 10x10 kernel with stride 2. It is the same sum, with zeros added.
-    """
-
-    four_at_once = True  # export.py writes the plain convolution
+    """The 9x9 convolution to the 3 channels of the SR image: (N, C, H, W) -> (N, 3, H, W)."""
 
     def __init__(self, channels):
         super().__init__(channels, 3, 9, padding=4)
 
-    def forward(self, x):
-        if not self.four_at_once or x.device.type != "cpu" or x.shape[2] % 2 or x.shape[3] % 2:
-            return super().forward(x)
-        shifted = [F.pad(self.weight, (left, 1 - left, top, 1 - top)) for top in (0, 1) for left in (0, 1)]
-        weight, bias = torch.stack(shifted, dim=1).flatten(0, 1), self.bias.repeat_interleave(4)
-        return F.pixel_shuffle(F.conv2d(x, weight, bias, stride=2, padding=4), 2)
+    def with_shuffle(self, x, factor):
+        """PixelShuffle(factor) and this convolution in one: (N, C * factor^2, h, w) -> (N, 3, factor*h, factor*w).
+
+        Three output channels leave most lanes of a CPU's vector units idle, and shuffling large maps takes as long as a
+        convolution. So the factor x factor pixels of a place are computed at once: the kernel at its offsets to them, laid
+        out on the maps as they are before the shuffle, where it covers 5x5. It is the same sum, with zeros added.
+        """
+        first, last = 2 * factor - 4, 3 * factor - 5
+        shifted = [
+            F.pad(self.weight, (first + left, last - left, first + top, last - top))
+            for top in range(factor)
+            for left in range(factor)
+        ]
+        weight = F.pixel_unshuffle(torch.stack(shifted, dim=1).flatten(0, 1), factor)
+        bias = self.bias.repeat_interleave(factor**2)
+        return F.pixel_shuffle(F.conv2d(x, weight, bias, padding=2), factor)
 
 
 def sub_pixel_block(channels, factor):
     """conv, PixelShuffle, PReLU: (N, C, H, W) -> (N, C, factor*H, factor*W)."""
-    return nn.Sequential(convolution(channels, channels * factor**2, 3), nn.PixelShuffle(factor), nn.PReLU())
+    return nn.Sequential(convolution(channels, channels * factor**2, 3), nn.PixelShuffle(factor), PReLU())
 
 
 class SRResNet(nn.Module):
@@ -106,6 +134,8 @@ class SRResNet(nn.Module):
     some public weights expect. Raises ValueError for a scale not in SCALES.
     """
 
+    joins_last_shuffle = True  # on the CPU; export.py writes the plain layers
+
     def __init__(self, scale: int = 4, blocks: int = 16, channels: int = 64, imagenet_input: bool = False):
         super().__init__()
         check_scale(scale)
@@ -115,7 +145,7 @@ class SRResNet(nn.Module):
             self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
             self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         factors = [3] if scale == 3 else [2] * int(math.log2(scale))
-        self.head = nn.Sequential(convolution(3, channels, 9), nn.PReLU())
+        self.head = nn.Sequential(convolution(3, channels, 9), PReLU())
         self.body = nn.Sequential(*[ResidualBlock(channels) for _ in range(blocks)])
         self.body_end = nn.Sequential(convolution(channels, channels, 3), nn.BatchNorm2d(channels))
         self.upsampling = nn.Sequential(*[sub_pixel_block(channels, factor) for factor in factors])
@@ -128,11 +158,15 @@ class SRResNet(nn.Module):
         if "imagenet_input" in self.config:
             lr_imgs = (lr_imgs - self.mean) / self.std
         features = self.head(lr_imgs)
-        return features + self.body_end(self.body(features))
+        return self.body_end(self.body(features)).add_(features)
 
     def reconstruct(self, features):
         """Feature maps (N, channels, h, w) -> SR (N, 3, scale*h, scale*w)."""
-        return self.tail(self.upsampling(features))
+        if features.device.type != "cpu" or not self.joins_last_shuffle:
+            return self.tail(self.upsampling(features))
+        convolution, shuffle, prelu = self.upsampling[-1]
+        maps = prelu(convolution(self.upsampling[:-1](features)))  # with one slope PReLU may as well come first
+        return self.tail[1](self.tail[0].with_shuffle(maps, shuffle.upscale_factor))
 
     def forward(self, lr_imgs):
         return self.reconstruct(self.features(lr_imgs))
@@ -216,7 +250,7 @@ class TruncatedVGG19(nn.Module):
         return super().train(False)
 
     def forward(self, imgs):
-        return self.layers(((imgs + 1) / 2 - self.mean) / self.std)
+        return self.layers((((imgs + 1) / 2 - self.mean) / self.std).to(self.layers[0].weight.dtype))
 
 
 def vgg19_features():
@@ -256,8 +290,8 @@ def build_network(config: dict) -> nn.Module:
 def for_inference(network: nn.Module, device="cpu", dtype=torch.float32) -> nn.Module:
     """A frozen copy to upscale with: eval mode, batch normalisation folded into the convolutions, channels last, in `dtype`.
 
-    In eval mode batch normalisation is an affine map of each channel, so the convolution before it can do its work. The
-    copy of a Generator is its SRResNet.
+    In eval mode batch normalisation is an affine map of each channel, so the convolution before it can do its work. PReLU
+    becomes a leaky ReLU, which needs no second map. The copy of a Generator is its SRResNet.
     """
     network = copy.deepcopy(network.net if isinstance(network, Generator) else network).eval().requires_grad_(False)
     for module in list(network.modules()):
@@ -266,4 +300,7 @@ def for_inference(network: nn.Module, device="cpu", dtype=torch.float32) -> nn.M
                 if isinstance(module[i], nn.Conv2d) and isinstance(module[i + 1], nn.BatchNorm2d):
                     module[i] = fuse_conv_bn_eval(module[i], module[i + 1])
                     module[i + 1] = nn.Identity()
+            for i, layer in enumerate(module):
+                if isinstance(layer, PReLU):
+                    module[i] = nn.LeakyReLU(layer.weight.item(), inplace=True)
     return network.to(device, dtype).to(memory_format=torch.channels_last)

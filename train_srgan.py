@@ -32,6 +32,11 @@ def parse_arguments():
     add("--adversarial-weight", type=number(float, 0), default=1e-3, help="of the adversarial loss")
     add("--texture-weight", type=number(float, 0), default=0.0, help="of the distance between Gram matrices of VGG features")
     add("--pixel-weight", type=number(float, 0), default=0.0, help="of the mean squared error between pixels")
+    add(
+        "--freeze-bn",
+        choices=("generator", "both"),
+        help="keep the statistics of batch normalisation of the start, in the generator or in both networks",
+    )
     add("--lpips-backbone", metavar="FILE", help="state dict of AlexNet's features, or imagenet: choose best.pth by LPIPS")
     add_training_arguments(parser, steps=200_000, learning_rate=1e-4, schedule="step")
     return parser.parse_args()
@@ -178,6 +183,7 @@ def main(args):
             "torchvision's vgg19().features"
         ) from None
     vgg.to(run.device, memory_format=torch.channels_last)
+    vgg.layers.to(run.dtype)  # or autocast would cast the weights anew in each step
     checkpoint = load_newest(run.checkpoints) if args.resume else None
     generator = build_network(checkpoint["config"]) if checkpoint else start_generator(args)
     generator.to(run.device, memory_format=torch.channels_last)
@@ -200,12 +206,13 @@ def main(args):
         judged_by, measure = "content", content_measure(vgg, run.device, args)
     trained_g, trained_d = run.parallel(generator), run.parallel(discriminator)
     if args.freeze_bn:
-        freeze_bn(trained_g)
-        freeze_bn(trained_d)
+        freeze_bn(generator)
+    if args.freeze_bn == "both":
+        freeze_bn(discriminator)
     terms = ["content", "adversarial", "texture", "pixel"]
     columns = ["learning_rate", "generator", *terms, *[f"share_{term}" for term in terms], "discriminator", "accuracy_hr"]
     columns += ["accuracy_sr", "gradient_norm_g", "gradient_norm_d"]
-    columns += ["validation/psnr", "validation/ssim", f"validation/{judged_by}"]
+    columns += [f"validation/{figure}" for figure in ("psnr", "ssim", judged_by, "colour_shift")]
     run.start(
         start,
         columns=columns,

@@ -16,6 +16,7 @@ def parse_arguments():
     parser.add_argument("--init", metavar="FILE", help="weights to start from, of any scale; what fits is taken")
     parser.add_argument("--blocks", type=number(int, 1), default=16, help="residual blocks of SRResNet")
     parser.add_argument("--channels", type=number(int, 1), default=64, help="channels of SRResNet")
+    parser.add_argument("--freeze-bn", action="store_true", help="keep the statistics of batch normalisation of the start")
     add_training_arguments(parser, steps=1_000_000, learning_rate=1e-4, schedule="constant")
     return parser.parse_args()
 
@@ -74,7 +75,7 @@ def main(args):
         freeze_bn(network)
     run.start(
         start,
-        columns=["learning_rate", "loss", "gradient_norm", "validation/psnr", "validation/ssim"],
+        columns=["learning_rate", "loss", "gradient_norm", "validation/psnr", "validation/ssim", "validation/colour_shift"],
         parameters=sum(p.numel() for p in network.parameters()),
         training_images=len(dataset.paths),
         validation_images=len(validation),

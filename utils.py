@@ -118,7 +118,6 @@ def add_training_arguments(parser, steps, learning_rate, schedule):
     )
     add("--warmup-steps", type=number(int, 0), default=0, help="steps of linear rise of the learning rate")
     add("--ema-decay", type=number(float, 0, 1), default=0.999, help="of the moving average of the weights, per step")
-    add("--freeze-bn", action="store_true", help="keep the statistics of batch normalisation as they are at the start")
     add("--seed", type=number(int, 0), default=0, help="of the initial weights and the sample stream")
     add("--workers", type=number(int, 0), help="loader processes (default: 0 for a pack on the CPU, else up to 8)")
     add_device_arguments(parser)
@@ -815,7 +814,7 @@ def to_tensor(img, device="cpu"):
 # maps of scale * scale times the size. So a large tile of features is reconstructed in small blocks: the overlap of the
 # large tiles wastes little, and the memory is that of a block. (Whole-network tiles as small would do half their work twice.)
 
-BLOCK = 160  # side of what is reconstructed at a time, LR pixels
+BLOCK = 96  # side of what is reconstructed at a time, LR pixels
 
 
 def upscale(network, lr_img, tile=None, progress=None) -> np.ndarray:
@@ -933,6 +932,15 @@ def ssim(sr_img, hr_img, border):
     return float(structural_similarity(sr, hr, **options))
 
 
+def colour_shift(sr_img, lr_img):
+    """How far the mean colour of the SR image is from that of the LR image: grey levels, in the channel where it is most.
+
+    For looking at what a network does wrong, no metric of the table. Means are those of the SR image made small again.
+    """
+    small = np.asarray(Image.fromarray(sr_img).resize(lr_img.shape[1::-1], Image.Resampling.BICUBIC))
+    return float(np.abs(small.mean((0, 1)) - lr_img.mean((0, 1))).max())
+
+
 def without_border(plane, border):
     return plane[border : plane.shape[0] - border, border : plane.shape[1] - border]
 
@@ -956,10 +964,10 @@ def test_images(name, data_folder="data"):
 
 
 def evaluate(network, pairs, more_metrics=None, processes=None, on_image=None) -> list[dict]:
-    """PSNR, SSIM and `more_metrics` (functions of the SR and the HR image, by name) of each image, by the README's protocol.
+    """PSNR, SSIM, `more_metrics` (functions of the SR and the HR image, by name) and colour shift of each image.
 
-    `pairs` is a datasets.TestPairs; `network` comes from `for_inference`, or is None for bicubic enlargement. Of several
-    `processes` each measures its share and all get the whole list. `on_image(entry)` hears of each image.
+    By the README's protocol. `pairs` is a datasets.TestPairs; `network` comes from `for_inference`, or is None for bicubic
+    enlargement. Of several `processes` each measures its share and all get the whole list. `on_image(entry)` hears of each.
     """
     rank, count = (processes.rank, processes.count) if processes else (0, 1)
     entries = {}
@@ -971,6 +979,7 @@ def evaluate(network, pairs, more_metrics=None, processes=None, on_image=None) -
         entries[i] = {"image": name, "psnr": psnr(sr_img, hr_img, pairs.scale), "ssim": ssim(sr_img, hr_img, pairs.scale)}
         for key, measure in (more_metrics or {}).items():
             entries[i][key] = measure(sr_img, hr_img)
+        entries[i]["colour_shift"] = colour_shift(sr_img, lr_img)
         if on_image:
             on_image(entries[i])
     if count > 1:

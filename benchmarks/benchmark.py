@@ -28,7 +28,7 @@ def parse_arguments():
     add("--batch-size", type=number(int, 1), default=16, help="crops per training step")
     add("--crop-size", type=number(int, 16), default=96, help="side of the HR crops, pixels")
     add_device_arguments(parser)
-    add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile for our steps; auto: on CUDA")
+    add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile for our steps; auto: as training does")
     add("--images", type=Path, metavar="DIR", help="JPEGs for the loader (default: 1024-pixel ones out of scikit-image)")
     add("--vgg-weights", type=Path, metavar="FILE", help="VGG19's features (default: random ones, which are as fast)")
     add("--output", type=Path, metavar="FILE", help="write the table there too")
@@ -68,7 +68,7 @@ import models
 import train_srgan
 import train_srresnet
 from datasets import SAMPLES_PER_CHUNK, SRDataset, train_loader, training_pair
-from utils import UserError, is_out_of_memory, pick_device, pick_dtype, save_checkpoint, upscale, write_text
+from utils import UserError, is_out_of_memory, pick_device, pick_dtype, save_checkpoint, should_compile, upscale, write_text
 
 # --- The plain baseline ----------------------------------------------------------------------------------------------
 
@@ -406,7 +406,8 @@ def table_row(name, unit, plain, ours):
 def main(args):
     args.device = pick_device(args.device)
     args.dtype = pick_dtype(args.precision, args.device)
-    args.compile = args.compile == "on" or (args.compile == "auto" and args.device.type == "cuda")
+    long_run = SimpleNamespace(compile=args.compile, dry_run=args.quick, steps=10**6)
+    args.compile = should_compile(long_run, args.device, args.dtype)
     if args.quick:
         args.rounds, args.batch_size, args.crop_size = min(args.rounds, 2), min(args.batch_size, 8), min(args.crop_size, 32)
     lines = [machine(args), "", "| what | plain baseline | this repository | times better |", "|---|---|---|---|"]

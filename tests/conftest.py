@@ -13,9 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the scripts are no package
 
 import torch
-import torchvision
 from PIL import Image
 from skimage import data
+
+from helpers import random_vgg19
 
 torch.set_num_threads(1)  # networks as small as those of the tests are slower on more
 
@@ -52,14 +53,7 @@ def lists(tmp_path_factory, image_folder):
 
 @pytest.fixture(scope="session")
 def vgg_state():
-    """VGG19's features with random weights: Kaiming's fan-out keeps the activations of a size from layer to layer."""
-    torch.manual_seed(0)
-    layers = untrained_vgg19()
-    for layer in layers:
-        if isinstance(layer, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            torch.nn.init.uniform_(layer.bias, -0.1, 0.1)
-    return layers.state_dict()
+    return random_vgg19()
 
 
 @pytest.fixture(scope="session")
@@ -68,18 +62,6 @@ def vgg_file(tmp_path_factory, vgg_state):
     path = tmp_path_factory.mktemp("weights") / "vgg19.pth"
     torch.save({key: value for key, value in vgg_state.items() if int(key.split(".")[0]) < 10}, path)
     return path
-
-
-def untrained_vgg19():
-    """The layers of torchvision's VGG19 without the 140 million random numbers that it would draw, which takes seconds."""
-    with torch.device("meta"):
-        layers = torchvision.models.vgg19(init_weights=False).features
-    return layers.to_empty(device="cpu")
-
-
-@pytest.fixture
-def quick_vgg(monkeypatch):
-    monkeypatch.setattr("models.vgg19_features", untrained_vgg19)
 
 
 @pytest.fixture

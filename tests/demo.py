@@ -13,9 +13,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from models import vgg19_features  # noqa: E402
+from helpers import ROOT, random_vgg19
 
 DEMO = Path("results/demo")
 TRAINING = ("rocket", "hubble_deep_field", "retina", "camera", "brick", "grass", "gravel")
@@ -40,21 +38,10 @@ def save_photographs():
     small.resize((128, 128), Image.Resampling.BICUBIC).save(ROOT / DEMO / "small.png")
 
 
-def save_random_vgg():
-    """VGG19 with random weights: enough to see stage 2 run, and of no use to train with."""
-    torch.manual_seed(0)
-    layers = vgg19_features()
-    for layer in layers:
-        if isinstance(layer, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            torch.nn.init.zeros_(layer.bias)
-    torch.save(layers.state_dict(), ROOT / DEMO / "random_vgg19.pth")
-
-
 def main():
     weights = [f"checkpoints/{name}_x4.pth" for name in ("srresnet", "srgan")]
     save_photographs()
-    save_random_vgg()
+    torch.save(random_vgg19(), ROOT / DEMO / "random_vgg19.pth")  # enough to see stage 2 run, and of no use to train with
 
     print("== One picture, four times as large, with the weights that ship")
     run(f"{DEMO}/small.png", "--output", str(DEMO), "--compare", "--overwrite", script="test.py")

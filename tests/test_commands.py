@@ -92,7 +92,7 @@ def test_lists_that_are_missing_empty_or_broken_are_refused(work, lists, capsys,
     assert {path.name.split()[0] for path in work.iterdir()} == {"data"}  # no folder of a run
 
 
-def test_vgg_weights_that_are_not_there_are_refused(work, lists, vgg_file, capsys, quick_vgg):
+def test_vgg_weights_that_are_not_there_are_refused(work, lists, vgg_file, capsys):
     flags = ["--data-folder", lists["off"], "--device", "cpu", "--init", "none"]
     line = refusal(capsys, "train_srgan", *flags, "--vgg-weights", work / "nowhere.pth")
     assert "--vgg-weights" in line and "nowhere.pth" in line
@@ -106,7 +106,7 @@ def test_vgg_weights_that_are_not_there_are_refused(work, lists, vgg_file, capsy
 
 
 @pytest.mark.parametrize("init", ["nowhere.pth", "text.pth"])
-def test_a_start_that_is_none_is_refused(work, lists, vgg_file, capsys, quick_vgg, init):
+def test_a_start_that_is_none_is_refused(work, lists, vgg_file, capsys, init):
     (work / "text.pth").write_text("no weights\n")
     flags = ["--data-folder", lists["off"], "--device", "cpu", "--vgg-weights", vgg_file, "--vgg-layer", 22]
     assert init in refusal(capsys, "train_srgan", *flags, "--init", init)
@@ -114,7 +114,7 @@ def test_a_start_that_is_none_is_refused(work, lists, vgg_file, capsys, quick_vg
 
 
 @pytest.mark.parametrize("script", [*TRAINING, "srcnn"])
-def test_a_dry_run_does_everything_once_and_can_be_repeated(work, lists, vgg_file, capsys, quick_vgg, script):
+def test_a_dry_run_does_everything_once_and_can_be_repeated(work, lists, vgg_file, capsys, script):
     flags = ["--dry-run", "--data-folder", lists["on"], "--device", "cpu", "--precision", "fp32", "--workers", 0]
     flags += ["--crop-size", 32, "--batch-size", 2, "--blocks", 1, "--channels", 8]
     if script == "train_srgan":

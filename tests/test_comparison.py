@@ -58,3 +58,14 @@ def test_close_ups_show_the_same_place_with_most_detail():
 def test_labels_do_not_run_into_each_other():
     row = comparison.labelled_row([np.zeros((10, 10, 3), np.uint8)] * 2, ["a long label, longer than the picture", "b"])
     assert row.width > 300 and row.height == 32
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (1, 5), (300, 20)])
+def test_close_ups_of_a_panel_are_four_times_as_large(shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    panel = np.asarray(comparison.with_close_ups([image, image], ["a", "b"]))
+    size = max(1, min(shape) // 4)
+    assert panel.shape[0] == 22 + shape[0] + 22 + 4 * size
+    enlarged = panel[-4 * size :, : 4 * size][::4, ::4]
+    found = [(y, x) for y in range(shape[0] - size + 1) for x in range(shape[1] - size + 1)]
+    assert any(np.array_equal(image[y : y + size, x : x + size], enlarged) for y, x in found)

@@ -30,7 +30,7 @@ from helpers import (
 )
 
 # With the batch statistics of each half batch there would be nothing to compare.
-COMMON = [*SMALL, "--batch-size=4", "--save-every=5", "--freeze-bn", "--schedule=constant"]
+COMMON = [*SMALL, "--batch-size=4", "--save-every=5", "--schedule=constant"]
 
 
 def start_two(script, arguments, folder, second_folder=None, trouble=None):
@@ -90,7 +90,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def srresnet(data, tmp_path_factory):
     """A run of stage 1 in one process: its script, arguments and folder."""
-    return alone("train_srresnet", [*COMMON, "--data-folder", data], tmp_path_factory.mktemp("srresnet"))
+    return alone("train_srresnet", [*COMMON, "--freeze-bn", "--data-folder", data], tmp_path_factory.mktemp("srresnet"))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def srgan(data, tmp_path_factory):
     """The same of stage 2."""
     folder = tmp_path_factory.mktemp("srgan")
     files = ["--init", "none", "--vgg-weights", make_vgg(folder / "vgg.pth")]
-    return alone("train_srgan", [*COMMON, *SMALL_GAN, *files, "--data-folder", data], folder)
+    return alone("train_srgan", [*COMMON, "--freeze-bn=both", *SMALL_GAN, *files, "--data-folder", data], folder)
 
 
 def alone(script, arguments, folder):

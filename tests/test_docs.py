@@ -17,7 +17,7 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 
 import utils
 from conftest import ROOT
-from helpers import make_vgg, untrained_vgg
+from helpers import make_vgg
 from models import Generator, SRResNet
 
 README, CHINESE, FAQ = DOCUMENTS = ("README.md", "README.zh-CN.md", "docs/FAQ.md")
@@ -149,7 +149,6 @@ def test_chinese_readme_says_the_same():
 @pytest.fixture
 def reader(work, monkeypatch):
     """A folder as the reader of the README has it, with small pictures and small weights in place of the shipped ones."""
-    monkeypatch.setattr("models.vgg19_features", untrained_vgg)
     for script in ("eval", "train_srgan"):
         monkeypatch.setattr(f"{script}.load_lpips", lambda *_: lambda sr_img, hr_img: 0.5)  # which may be a download
     picture = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)

@@ -136,6 +136,16 @@ def test_evaluation_of_bicubic_enlargement(image_folder, photographs):
     assert json.dumps(entries)
 
 
+def test_colour_shift(photographs):
+    lr_img = utils.downscale(photographs[0][:72, :96], 4).clip(20, 200)
+    sr_img = utils.enlarge(lr_img, 4)
+    assert utils.colour_shift(sr_img, lr_img) < 0.3
+    sr_img = sr_img.copy()
+    sr_img[..., 1] -= 7  # as a network that leaves the picture too purple
+    sr_img[..., 2] += 3
+    assert utils.colour_shift(sr_img, lr_img) == pytest.approx(7, abs=0.3)
+
+
 def test_a_test_set_is_a_folder_or_a_list(lists, image_folder, tmp_path):
     in_folder = utils.test_images(image_folder)
     assert [path.name for path in in_folder] == sorted(path.name for path in image_folder.iterdir())

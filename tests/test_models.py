@@ -11,7 +11,6 @@ import torchvision
 from torch import nn
 
 import models
-from conftest import untrained_vgg19
 from models import SRCNN, Discriminator, Generator, SRResNet, TruncatedVGG19, build_network, for_inference
 
 
@@ -74,7 +73,27 @@ def test_srresnet_has_the_skips_of_the_paper():
     assert torch.equal(block(x), x)  # without its branch a block hands its input through, with no activation after the sum
     head = network.head(lr_imgs)
     long_skip = network.body_end(network.body(head))
-    assert torch.equal(network(lr_imgs), network.tail(network.upsampling(head + long_skip)))
+    assert torch.allclose(network(lr_imgs), network.tail(network.upsampling(head + long_skip)), atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", models.SCALES)
+def test_the_joined_tail_and_the_one_slope_are_the_plain_layers(scale, monkeypatch):
+    """What the CPU computes differently, against the paper's layers as PyTorch has them, with the gradients."""
+    torch.manual_seed(0)
+    network = SRResNet(scale, blocks=1, channels=4).double()
+    for slope, module in zip((-0.2, 0.1, 0.9, 1.5), (m for m in network.modules() if isinstance(m, nn.PReLU))):
+        nn.init.constant_(module.weight, slope)
+    lr_imgs = torch.rand(2, 3, 7, 5, dtype=torch.float64, requires_grad=True)
+
+    def result_and_gradients():
+        sr_imgs = network(lr_imgs)
+        return sr_imgs, *torch.autograd.grad(sr_imgs.square().sum(), [lr_imgs, *network.parameters()])
+
+    ours = result_and_gradients()
+    monkeypatch.setattr(SRResNet, "joins_last_shuffle", False)
+    monkeypatch.setattr(models.PReLU, "forward", nn.PReLU.forward)
+    for one, other in zip(ours, result_and_gradients(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
 def test_discriminator_has_the_layers_of_the_paper():
@@ -137,7 +156,7 @@ def test_a_config_of_no_network_is_refused(config):
 
 def features_by_hand(vgg_state, i, j, imgs):
     """torchvision's VGG19, walked through until the ReLU of the j-th convolution after i - 1 max-pools."""
-    layers = untrained_vgg19()
+    layers = models.vgg19_features()
     layers.load_state_dict(vgg_state)
     x = torchvision.transforms.functional.normalize((imgs + 1) / 2, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     pools = convolutions = 0
@@ -151,10 +170,10 @@ def features_by_hand(vgg_state, i, j, imgs):
 
 
 def test_the_layers_of_vgg19_are_torchvisions():
-    assert str(models.vgg19_features()) == str(untrained_vgg19())
+    with torch.device("meta"):
+        assert str(models.vgg19_features()) == str(torchvision.models.vgg19().features)
 
 
-@pytest.mark.usefixtures("quick_vgg")
 @pytest.mark.parametrize("i, j, channels, size", [(1, 1, 64, 32), (2, 2, 128, 16), (3, 4, 256, 8), (5, 4, 512, 2)])
 def test_truncated_vgg19_is_torchvisions_up_to_the_relu(vgg_state, i, j, channels, size):
     imgs = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -164,7 +183,6 @@ def test_truncated_vgg19_is_torchvisions_up_to_the_relu(vgg_state, i, j, channel
     assert torch.allclose(features, features_by_hand(vgg_state, i, j, imgs), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.usefixtures("quick_vgg")
 def test_truncated_vgg19_is_frozen_and_stays_in_eval_mode(vgg_state):
     vgg = nn.Sequential(TruncatedVGG19(1, 2, vgg_state)).train()
     assert not any(module.training for module in vgg[0].modules())
@@ -174,7 +192,6 @@ def test_truncated_vgg19_is_frozen_and_stays_in_eval_mode(vgg_state):
     assert imgs.grad.abs().sum() > 0  # but the gradient reaches the images
 
 
-@pytest.mark.usefixtures("quick_vgg")
 def test_truncated_vgg19_takes_the_weights_of_a_whole_vgg19(tmp_path, vgg_state):
     whole = {f"features.{key}": value for key, value in vgg_state.items()} | {"classifier.0.bias": torch.zeros(4096)}
     torch.save(whole, tmp_path / "vgg19.pth")
@@ -188,7 +205,6 @@ def test_truncated_vgg19_refuses_layers_that_there_are_not(i, j):
         TruncatedVGG19(i, j, {})
 
 
-@pytest.mark.usefixtures("quick_vgg")
 def test_truncated_vgg19_refuses_weights_that_do_not_fit(tmp_path, vgg_state):
     with pytest.raises(ValueError, match="missing"):
         TruncatedVGG19(2, 2, {key: value for key, value in vgg_state.items() if key != "7.weight"})

@@ -69,7 +69,7 @@ class Spy(torch.optim.SGD):
 
 
 @pytest.fixture
-def networks(quick_vgg, vgg_state):
+def networks(vgg_state):
     torch.manual_seed(0)
     return Generator(4, 1, 8), Discriminator(4), TruncatedVGG19(2, 2, vgg_state)
 
@@ -202,7 +202,7 @@ def test_moving_average():
 
 
 @pytest.fixture(params=["train_srresnet", "train_srgan"])
-def stage(request, work, lists, vgg_file, quick_vgg):
+def stage(request, work, lists, vgg_file):
     """A script and the flags of a small run of it."""
     flags = ["--data-folder", lists["off"], "--run", "small", "--device", "cpu", "--precision", "fp32", "--workers", 0]
     flags += ["--blocks", 1, "--channels", 8, "--crop-size", 32, "--batch-size", 4, "--learning-rate", 1e-3]
@@ -286,6 +286,28 @@ def test_a_run_that_crashed_resumes_from_its_last_save(stage, work, monkeypatch)
     assert equal(results(work / "straight"), results(work / "crashed"))
 
 
+def test_tensorboard_shows_the_run(stage):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    script, flags = stage
+    call(script, *flags, "--log-every", 2)
+    events = EventAccumulator("results/small")
+    events.Reload()
+    with open("results/small/log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = {key if "/" in key else f"train/{key}" for key, value in rows[-1].items() if value} - {"train/step"}
+    assert {"train/learning_rate", "train/gradient_norm" + "_g" * (script == "train_srgan"), "validation/psnr"} < names
+    speed = {"speed/steps_per_second", "speed/share_waiting_for_data"}
+    assert names | speed < set(events.Tags()["scalars"])
+    for name in names:
+        logged = [float(row[name.removeprefix("train/")]) for row in rows]
+        assert [event.value for event in events.Scalars(name)] == pytest.approx(logged, rel=1e-6)
+    assert [image.step for image in events.Images("samples")] == [2, 4, 6]
+    # The arguments, with the final figures, for TensorBoard's comparison of runs.
+    assert b"schedule" in events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    assert events.Scalars("final/validation/psnr")[-1].value == pytest.approx(float(rows[-1]["validation/psnr"]), rel=1e-6)
+
+
 def test_changed_arguments_are_listed_and_refused(stage, capsys):
     script, flags = stage
     call(script, *flags)
@@ -354,7 +376,20 @@ def test_a_bad_image_is_reported_and_does_not_stop_the_run(stage, work, tmp_path
     assert "another image is drawn in place of" in out and gone.name in out and "done: 6 steps" in out
 
 
-def test_stage_2_starts_from_stage_1(work, lists, vgg_file, quick_vgg, capsys):
+def test_a_bad_validation_image_is_found_before_the_first_step(stage, work, tmp_path, photographs, capsys):
+    from PIL import Image
+
+    script, flags = stage
+    (tmp_path / "validation").mkdir()
+    for i, photograph in enumerate(photographs[:2]):
+        Image.fromarray(photograph).save(tmp_path / f"validation/{i}.png")
+    bad = tmp_path / "validation/1.png"
+    bad.write_bytes(bad.read_bytes()[:500])
+    assert str(bad) in refusal(capsys, script, *flags, "--validate-on", tmp_path / "validation")
+    assert not (work / "checkpoints").exists() and not (work / "results").exists()
+
+
+def test_stage_2_starts_from_stage_1(work, lists, vgg_file, capsys):
     torch.manual_seed(0)
     network = SRResNet(4, 1, 8)
     utils.save_checkpoint("start.pth", {"config": network.config, "weights": network.state_dict(), "step": 1})
