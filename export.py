@@ -53,7 +53,6 @@ class Upscaler(torch.nn.Module):
     def __init__(self, network):
         super().__init__()
         self.network = network.to(memory_format=torch.contiguous_format)
-        self.network.joins_last_shuffle = False
 
     def forward(self, lr):
         return self.network(lr)
@@ -157,7 +156,7 @@ def export(network, format_name, path, opset=18, step=None):
 
     Raises UserError, and leaves `path` as it was, if it cannot be written or does not compute the same to a grey level.
     """
-    reference = for_inference(network)
+    reference = for_inference(network, plain=True)
     with atomic_write(path) as file, failures_of(format_name), quiet():
         if format_name == "safetensors":
             reference = network.eval()

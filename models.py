@@ -39,9 +39,7 @@ class SRCNN(nn.Module):
         check_scale(scale)
         self.config = {"arch": "srcnn", "scale": scale}
         self.scale = scale
-        self.layers = nn.Sequential(
-            convolution(3, 64, 9), nn.ReLU(), convolution(64, 32, 5), nn.ReLU(), convolution(32, 3, 5)
-        )
+        self.layers = nn.Sequential(convolution(3, 64, 9), nn.ReLU(), convolution(64, 32, 5), nn.ReLU(), convolution(32, 3, 5))
         self.features_margin = 0
         self.reconstruct_margin = 3 + math.ceil((4 + 2 + 2) / scale)  # bicubic reaches over 2 pixels and a half
 
@@ -134,7 +132,7 @@ class SRResNet(nn.Module):
     some public weights expect. Raises ValueError for a scale not in SCALES.
     """
 
-    joins_last_shuffle = True  # on the CPU; export.py writes the plain layers
+    joins_last_shuffle = True  # on the CPU
 
     def __init__(self, scale: int = 4, blocks: int = 16, channels: int = 64, imagenet_input: bool = False):
         super().__init__()
@@ -287,11 +285,45 @@ def build_network(config: dict) -> nn.Module:
         raise ValueError(f"a config that does not fit {arch}: {arguments}") from error
 
 
-def for_inference(network: nn.Module, device="cpu", dtype=torch.float32) -> nn.Module:
+class FusedConvolution(nn.Module):
+    """A convolution, and the leaky ReLU after it or the addition of a skip while its result is in the cache: (N, C, H, W).
+
+    Through the oneDNN operators that torch.compile puts into its own code for the CPU. In eval mode only.
+    """
+
+    available = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+    def __init__(self, convolution, leaky_relu=None):
+        super().__init__()
+        self.convolution = convolution
+        self.slope = leaky_relu.negative_slope if leaky_relu else None
+
+    def forward(self, x, skip=None):
+        layer, fused = self.convolution, torch.ops.mkldnn._convolution_pointwise
+        arguments = layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups
+        if skip is None:
+            return fused(x, *arguments, "leaky_relu", [self.slope], None)
+        return fused.binary(x, skip, *arguments, "add", 1.0, None, [], None)
+
+
+class FusedResidualBlock(nn.Module):
+    """A ResidualBlock, batch normalisation folded, its activation and its skip fused: (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, block):
+        super().__init__()
+        first, _, leaky_relu, second, _ = block.layers
+        self.first, self.second = FusedConvolution(first, leaky_relu), FusedConvolution(second)
+
+    def forward(self, x):
+        return self.second(self.first(x), skip=x)
+
+
+def for_inference(network: nn.Module, device="cpu", dtype=torch.float32, plain=False) -> nn.Module:
     """A frozen copy to upscale with: eval mode, batch normalisation folded into the convolutions, channels last, in `dtype`.
 
     In eval mode batch normalisation is an affine map of each channel, so the convolution before it can do its work. PReLU
-    becomes a leaky ReLU, which needs no second map. The copy of a Generator is its SRResNet.
+    becomes a leaky ReLU, and on the CPU a part of the convolution before it, too, unless the copy shall be of `plain` layers.
+    The copy of a Generator is its SRResNet.
     """
     network = copy.deepcopy(network.net if isinstance(network, Generator) else network).eval().requires_grad_(False)
     for module in list(network.modules()):
@@ -303,4 +335,11 @@ def for_inference(network: nn.Module, device="cpu", dtype=torch.float32) -> nn.M
             for i, layer in enumerate(module):
                 if isinstance(layer, PReLU):
                     module[i] = nn.LeakyReLU(layer.weight.item(), inplace=True)
+    if isinstance(network, SRResNet):
+        network.joins_last_shuffle = not plain
+        if not plain and torch.device(device).type == "cpu" and FusedConvolution.available:
+            for layers in (network.head, *network.upsampling):  # the last layer of each is the leaky ReLU
+                layers[0], layers[-1] = FusedConvolution(layers[0], layers[-1]), nn.Identity()
+            for i, block in enumerate(network.body):
+                network.body[i] = FusedResidualBlock(block)
     return network.to(device, dtype).to(memory_format=torch.channels_last)

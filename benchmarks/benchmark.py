@@ -149,6 +149,19 @@ def alternate(args, **sides):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+@contextlib.contextmanager
+def two_processes(start, *arguments):
+    """A process for the plain side and one for ours, since what speeds up one must not help the other: (plain, ours).
+
+    In each `start(ours, *arguments)` makes the global `child`.
+    """
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"), initializer=start, initargs=(ours, *arguments)))
+            for ours in (False, True)
+        ]
+
+
 def prepared(network, args, ours):
     """The network on the device with its optimizer; for our side channels last, fused, and compiled where asked for."""
     network.to(args.device, memory_format=torch.channels_last if ours else torch.contiguous_format)
@@ -156,29 +169,16 @@ def prepared(network, args, ours):
     return torch.compile(network) if ours and args.compile else network, optimizer
 
 
-def srresnet_steps(args):
-    """SRResNet's training step of each side, as functions of LR and HR images."""
-    plain, ours = (prepared(models.SRResNet(), args, side) for side in (False, True))
-    return (
-        lambda lr, hr: plain_srresnet_step(*plain, lr, hr),
-        lambda lr, hr: train_srresnet.train_step(*ours, lr, hr, args.dtype),
-    )
+def srresnet_step(ours, args):
+    """SRResNet's training step of a side, as a function of LR and HR images."""
+    trained = prepared(models.SRResNet(), args, ours)
+    if ours:
+        return lambda lr, hr: train_srresnet.train_step(*trained, lr, hr, args.dtype)
+    return lambda lr, hr: plain_srresnet_step(*trained, lr, hr)
 
 
-def batch(args):
-    """Random crops on the device, as each side's loader gives them: (plain LR and HR), (our LR and HR)."""
-    crops = torch.randint(0, 256, (args.batch_size, 3, args.crop_size, args.crop_size), dtype=torch.uint8).to(args.device)
-    ours = training_pair(crops, 4)
-    return tuple(imgs.contiguous() for imgs in ours), ours
-
-
-def measure_srresnet_step(args):
-    (plain, ours), (plain_batch, our_batch) = srresnet_steps(args), batch(args)
-    times = alternate(args, plain=lambda: plain(*plain_batch), ours=lambda: ours(*our_batch))
-    yield f"SRResNet training step, {args.batch_size} crops of {args.crop_size}", "s", *times.values()
-
-
-def measure_srgan_step(args):
+def srgan_step(ours, args):
+    """SRGAN's training step of a side, as a function of LR and HR images."""
     weights = args.vgg_weights
     if weights is None:
         layers = models.vgg19_features()
@@ -186,19 +186,51 @@ def measure_srgan_step(args):
             if parameter.dim() == 4:
                 torch.nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
         weights = layers.state_dict()
+    vgg = models.TruncatedVGG19(5, 4, weights).requires_grad_(not ours)  # the usual code leaves it its gradients
+    vgg.to(args.device, memory_format=torch.channels_last if ours else torch.contiguous_format)
+    (g, optimizer_g), (d, optimizer_d) = (prepared(net, args, ours) for net in (models.Generator(), models.Discriminator()))
+    if not ours:
+        return lambda lr, hr: plain_srgan_step(g, d, vgg, optimizer_g, optimizer_d, lr, hr)
+    vgg.layers.to(args.dtype)
     options = SimpleNamespace(content_loss="mse", vgg_factor=1.0, adversarial_weight=1e-3, texture_weight=0, pixel_weight=0)
-    sides = {}
-    for ours, imgs in zip((False, True), batch(args)):
-        vgg = models.TruncatedVGG19(5, 4, weights).requires_grad_(not ours)  # the usual code leaves it its gradients
-        vgg.to(args.device, memory_format=torch.channels_last if ours else torch.contiguous_format)
-        (g, optimizer_g), (d, optimizer_d) = (prepared(net, args, ours) for net in (models.Generator(), models.Discriminator()))
-        arguments = g, d, vgg, optimizer_g, optimizer_d, *imgs
-        if ours:
-            sides["ours"] = lambda a=arguments: train_srgan.train_step(*a, options, args.dtype)
-        else:
-            sides["plain"] = lambda a=arguments: plain_srgan_step(*a)
-    times = alternate(args, **sides)
-    yield f"SRGAN training step with VGG19, {args.batch_size} crops of {args.crop_size}", "s", *times.values()
+    return lambda lr, hr: train_srgan.train_step(g, d, vgg, optimizer_g, optimizer_d, lr, hr, options, args.dtype)
+
+
+def batch(args):
+    """Random crops on the device, as our loader gives them."""
+    crops = torch.randint(0, 256, (args.batch_size, 3, args.crop_size, args.crop_size), dtype=torch.uint8).to(args.device)
+    return training_pair(crops, 4)
+
+
+def start_steps(ours, make_step, args):
+    """In a process of its own: a training step with its batch, for step_in_child."""
+    global child
+    if ours:
+        pick_device(str(args.device))
+    step, imgs = make_step(ours, args), batch(args)
+    imgs = imgs if ours else tuple(part.contiguous() for part in imgs)
+    child = args.device, lambda: step(*imgs)
+
+
+def step_in_child():
+    device, step = child
+    return seconds(step, device)
+
+
+def median_steps(make_step, args):
+    """The median seconds of a training step, plain and ours, in turn, after two to warm up."""
+    with two_processes(start_steps, make_step, args) as pools:
+        times = [[pool.submit(step_in_child).result() for pool in pools] for _ in range(args.rounds + 2)]
+    return [statistics.median(side) for side in zip(*times[2:])]
+
+
+def measure_srresnet_step(args):
+    yield f"SRResNet training step, {args.batch_size} crops of {args.crop_size}", "s", *median_steps(srresnet_step, args)
+
+
+def measure_srgan_step(args):
+    args = SimpleNamespace(**vars(args) | {"compile": args.compile_gan})
+    yield f"SRGAN training step with VGG19, {args.batch_size} crops of {args.crop_size}", "s", *median_steps(srgan_step, args)
 
 
 def make_lists(args):
@@ -241,7 +273,7 @@ def our_loader(list_file, args, workers=0):
 def measure_loader(args):
     paths, files, packed = make_lists(args)
     steps = max(1, SAMPLES_PER_CHUNK // args.batch_size)  # of a chunk, which our loader makes at one go
-    _, (_, hr_imgs) = batch(args)
+    _, hr_imgs = batch(args)
     pixels = hr_imgs.add(1).mul(127.5).round().byte()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -262,7 +294,7 @@ def measure_loader(args):
 def measure_waiting(args):
     """The share of a loop's wall time that passes in next(loader), over one chunk of ours, after a first step."""
     paths, files, packed = make_lists(args)
-    plain_step, our_step = srresnet_steps(args)
+    plain_step, our_step = (srresnet_step(ours, args) for ours in (False, True))
     count = max(1, SAMPLES_PER_CHUNK // args.batch_size)
     workers = max(1, min(8, os.cpu_count() or 1))
 
@@ -282,10 +314,11 @@ def measure_waiting(args):
     yield f"time waiting for data, the pack, {workers} workers", "%", plain, share(our_loader(packed, args, workers), our_step)
 
 
-def start_side(ours, device, dtype):
+def start_upscaling(ours, device, dtype):
     """In a process of its own: the network of one side, ready to upscale, kept for upscale_in_child."""
     global child
     torch.manual_seed(0)
+    device = pick_device(device) if ours else torch.device(device)
     network = models.SRResNet().eval()
     child = (upscale, models.for_inference(network, device, dtype)) if ours else (plain_upscale, network.to(device))
 
@@ -313,21 +346,16 @@ def upscale_in_child(height, width):
 
 def measure_upscale(args):
     for height, width in ((64, 64), (128, 128), (200, 300)) if args.quick else ((128, 128), (512, 512), (1500, 2000)):
-        results = {False: [], True: []}
-        with contextlib.ExitStack() as stack:
-            pools = {}
-            for ours in results:
-                start = (ours, str(args.device), args.dtype)
-                pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=start_side, initargs=start)
-                pools[ours] = stack.enter_context(pool)
+        results = [], []
+        with two_processes(start_upscaling, str(args.device), args.dtype) as pools:
             for _ in range(args.rounds + 1 if height == width else 1):  # the first is to warm up; the large one is run once
-                for ours, pool in pools.items():
+                for pool, values in zip(pools, results):
                     try:
-                        results[ours].append(pool.submit(upscale_in_child, height, width).result())
+                        values.append(pool.submit(upscale_in_child, height, width).result())
                     except BrokenProcessPool:  # killed for want of memory
-                        results[ours].append(None)
+                        values.append(None)
         figures = []
-        for values in results.values():
+        for values in results:
             values = values[-args.rounds :]
             failed = None in values
             figures.append(["out of memory"] * 2 if failed else [statistics.median(v[0] for v in values), values[-1][1]])
@@ -384,11 +412,12 @@ def machine(args):
         cpu = Path("/proc/cpuinfo").read_text().split("model name")[1].split(":")[1].split("\n")[0].strip()
         memory = f", {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB of memory"
     units = "with" if pick_dtype("auto", torch.device("cpu")) == torch.bfloat16 else "without"
+    compiled = ", ".join(f"{'on' if on else 'off'} in stage {i}" for i, on in ((1, args.compile), (2, args.compile_gan)))
     gpu = f"; GPU: {torch.cuda.get_device_name(args.device)}" if args.device.type == "cuda" else ""
     return (
         f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {units} bf16 units{memory}{gpu}; "
         f"PyTorch {torch.__version__}; {datetime.date.today()}.\n\nOurs: {args.device.type}, {str(args.dtype)[6:]}, "
-        f"channels last, torch.compile {'on' if args.compile else 'off'}. {args.rounds} rounds in alternation, medians."
+        f"channels last, torch.compile {compiled}. {args.rounds} rounds in alternation, medians."
     )
 
 
@@ -406,8 +435,9 @@ def table_row(name, unit, plain, ours):
 def main(args):
     args.device = pick_device(args.device)
     args.dtype = pick_dtype(args.precision, args.device)
-    long_run = SimpleNamespace(compile=args.compile, dry_run=args.quick, steps=10**6)
-    args.compile = should_compile(long_run, args.device, args.dtype)
+    long_run = {"compile": args.compile, "dry_run": args.quick, "steps": 10**6}
+    args.compile = should_compile(SimpleNamespace(**long_run), args.device, args.dtype)
+    args.compile_gan = should_compile(SimpleNamespace(**long_run, vgg_layer=54), args.device, args.dtype)
     if args.quick:
         args.rounds, args.batch_size, args.crop_size = min(args.rounds, 2), min(args.batch_size, 8), min(args.crop_size, 32)
     lines = [machine(args), "", "| what | plain baseline | this repository | times better |", "|---|---|---|---|"]

@@ -28,7 +28,7 @@ WHOLE += ["gray16_tif", "gray16_big_endian", "rgb16", "rgb16_tif", "one_bit", "e
 WHOLE += ["animated_png", "long_thin"]
 NAMES = {
     "space": "with space.png",
-    "quotes": "it's \"quoted\".png",
+    "quotes": 'it\'s "quoted".png',
     "accents": "ünïcödé.png",
     "kanji": "写真" * 40 + ".png",  # 244 bytes of the 255 that a name may have
     "long": "n" * 196 + ".png",

@@ -230,11 +230,12 @@ def with_statistics(network):
 
 
 @pytest.mark.parametrize("network", [SRCNN(2), SRResNet(4, 3, 16), SRResNet(3, 1, 8), Generator(2, 2, 8)])
-def test_for_inference_is_the_network_in_eval_mode(network):
+@pytest.mark.parametrize("plain", [False, True])
+def test_for_inference_is_the_network_in_eval_mode(network, plain):
     network = with_statistics(network).train()
     before = copy.deepcopy(network.state_dict())
     lr_imgs = torch.rand(2, 3, 16, 20)
-    folded = for_inference(network)
+    folded = for_inference(network, plain=plain)
     expected = copy.deepcopy(network).eval()(lr_imgs)
     assert torch.allclose(folded(lr_imgs), expected, atol=1e-5)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
@@ -254,7 +255,7 @@ def test_for_inference_in_bfloat16():
 
 @pytest.mark.parametrize("network", [SRCNN(2), SRCNN(3), SRResNet(2, 2, 4), SRResNet(3, 1, 4), SRResNet(8, 1, 4)])
 def test_margins_are_as_far_as_a_pixel_reaches(network):
-    network, size = for_inference(with_statistics(network)).double(), 41
+    network, size = for_inference(with_statistics(network), plain=True).double(), 41
     scale, middle = network.config["scale"], size // 2
     for half, channels, factor, margin in (
         (network.features, 3, 1, network.features_margin),
