@@ -43,8 +43,8 @@ class SRCNN(nn.Module):
         self.features_margin = 0
         self.reconstruct_margin = 3 + math.ceil((4 + 2 + 2) / scale)  # bicubic reaches over 2 pixels and a half
 
-    def features(self, lr_imgs):
-        return lr_imgs
+    def features(self, lr_imgs, halo=(0, 0, 0, 0)):
+        return cut_halo(lr_imgs, halo, 0)[0]
 
     def reconstruct(self, features):
         upsampled = F.interpolate(features, scale_factor=self.scale, mode="bicubic")
@@ -119,6 +119,15 @@ class TailConvolution(nn.Conv2d):
         return F.pixel_shuffle(F.conv2d(x, weight, bias, padding=2), factor)
 
 
+def cut_halo(maps, halo, keep):
+    """Maps (N, C, H, W) with a halo (top, left, bottom, right) of at most `keep` pixels, and that halo."""
+    if max(halo) <= keep:
+        return maps, halo
+    top, left, bottom, right = (max(0, side - keep) for side in halo)
+    maps = maps[:, :, top : maps.shape[2] - bottom, left : maps.shape[3] - right]
+    return maps.contiguous(memory_format=torch.channels_last), tuple(min(side, keep) for side in halo)
+
+
 def sub_pixel_block(channels, factor):
     """conv, PixelShuffle, PReLU: (N, C, H, W) -> (N, C, factor*H, factor*W)."""
     return nn.Sequential(convolution(channels, channels * factor**2, 3), nn.PixelShuffle(factor), PReLU())
@@ -151,12 +160,21 @@ class SRResNet(nn.Module):
         self.features_margin = 4 + 2 * blocks + 1
         self.reconstruct_margin = math.ceil(sum(factors[0] ** -i for i in range(len(factors))) + 4 / scale)
 
-    def features(self, lr_imgs):
-        """LR (N, 3, h, w) -> feature maps (N, channels, h, w), after the long skip."""
+    def features(self, lr_imgs, halo=(0, 0, 0, 0)):
+        """LR (N, 3, h, w) -> feature maps (N, channels, h, w), after the long skip.
+
+        Of the `halo` (top, left, bottom, right), pixels that are there to be seen and are not wanted, nothing is returned.
+        It is cut down on the way, to what the layers still to come can see.
+        """
         if "imagenet_input" in self.config:
             lr_imgs = (lr_imgs - self.mean) / self.std
-        features = self.head(lr_imgs)
-        return self.body_end(self.body(features)).add_(features)
+        head = maps = self.head(lr_imgs)
+        rest = halo
+        for done, block in enumerate(self.body, 1):
+            maps = block(maps)
+            if done % 4 == 0:  # more often costs more in copies than it saves
+                maps, rest = cut_halo(maps, rest, 2 * (len(self.body) - done) + 1)
+        return cut_halo(self.body_end(maps), rest, 0)[0].add_(cut_halo(head, halo, 0)[0])
 
     def reconstruct(self, features):
         """Feature maps (N, channels, h, w) -> SR (N, 3, scale*h, scale*w)."""

@@ -167,18 +167,18 @@ def pick_device(name):
 
 
 def keep_freed_memory():
-    """Let the C library (glibc) keep the memory of freed tensors for the next ones.
+    """Let the C library (glibc) keep the memory of freed tensors for the next ones, up to tensors of 32 MB.
 
-    By default it gives that of large tensors back to the system at once, which clears it and hands it out anew page by page:
-    a fifth of a training step, and more of upscaling. The process keeps its highest memory until it ends.
+    By default it gives much of it back to the system at once, which clears it and hands it out anew page by page: a fifth of a
+    training step. Larger tensors are beyond its limit, and M_MMAP_MAX, which has none, lets the memory grow without end.
     """
     import ctypes
 
-    trim_threshold, mmap_max = -1, -4  # mallopt(3)
+    trim_threshold, mmap_threshold = -1, -3  # mallopt(3)
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(trim_threshold, -1)
-        mallopt(mmap_max, 0)
+        mallopt(mmap_threshold, 32 * 2**20)
 
 
 def pick_dtype(precision, device):
@@ -831,7 +831,9 @@ def to_tensor(img, device="cpu"):
 # maps of scale * scale times the size. So a large tile of features is reconstructed in small blocks: the overlap of the
 # large tiles wastes little, and the memory is that of a block. (Whole-network tiles as small would do half their work twice.)
 
-BLOCK = 96  # side of what is reconstructed at a time, LR pixels
+# In LR pixels: the side of a tile of features on the CPU, and of what is reconstructed at a time. With their margins the
+# largest maps in bf16 are then just under the 32 MB up to which keep_freed_memory keeps them.
+TILE, BLOCK = 430, 120
 
 
 def upscale(network, lr_img, tile=None, progress=None) -> np.ndarray:
@@ -879,13 +881,16 @@ def upscale_tile(network, lr_img, part, out):
     scale, (height, width) = network.config["scale"], lr_img.shape[:2]
     weight, levels = next(network.parameters()), np.iinfo(lr_img.dtype).max
     margin = network.reconstruct_margin
-    y0, x0, y1, x1 = around(part, margin + network.features_margin)
+    wanted = around(part, margin)
+    seen = y0, x0, y1, x1 = around(wanted, network.features_margin)
+    halo = [abs(outer - inner) for outer, inner in zip(seen, wanted)]
     with torch.inference_mode():
         lr = torch.from_numpy(lr_img[y0:y1, x0:x1].astype(np.float32) / levels).to(weight.device, weight.dtype)
-        features = network.features(lr.permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last))
+        features = network.features(lr.permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last), halo)
         for block in tiles(*part, BLOCK):
             top, left, bottom, right = around(block, margin)
-            sr = network.reconstruct(features[:, :, top - y0 : bottom - y0, left - x0 : right - x0])[0]
+            maps = features[:, :, top - wanted[0] : bottom - wanted[0], left - wanted[1] : right - wanted[1]]
+            sr = network.reconstruct(maps)[0]
             sr = sr[:, scale * (block[0] - top) :, scale * (block[1] - left) :]
             sr = sr[:, : scale * (block[2] - block[0]), : scale * (block[3] - block[1])].float()
             pixels = sr.add(1).mul(levels / 2).round().clamp(0, levels).permute(1, 2, 0).cpu().numpy()
@@ -901,7 +906,7 @@ def tiles(top, left, bottom, right, size):
 
 
 def tile_that_fits(network):
-    """The side of a tile, in LR pixels, whose features take at most a third of the memory that is free, and 1 GB on the CPU."""
+    """The side of a tile, LR pixels, whose features take at most a third of the free memory; on the CPU at most TILE."""
     import torch
 
     weight = next(network.parameters())
@@ -912,10 +917,10 @@ def tile_that_fits(network):
             memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 3
         except (AttributeError, ValueError, OSError):  # Windows and macOS do not tell
             memory = 1e9
-        memory = min(memory, 1e9)
     maps = 6  # feature maps alive at a time: the long skip, the short one, a convolution's input and output, its scratch
     side = math.sqrt(memory / (maps * network.config.get("channels", 64) * weight.element_size()))
-    return max(64, int(side) - 2 * (network.features_margin + network.reconstruct_margin))
+    side = max(64, int(side) - 2 * (network.features_margin + network.reconstruct_margin))
+    return side if weight.device.type == "cuda" else min(side, TILE)
 
 
 def is_out_of_memory(error):

@@ -1,0 +1,153 @@
+"""Upscaling by tiles is upscaling the whole, in bounded memory and with little waste."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import models
+import utils
+from conftest import ROOT
+from models import SRCNN, SRResNet, for_inference
+
+
+def network_with_statistics(network):
+    """The network for inference, with batch normalisation and activations that do something."""
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return for_inference(network)
+
+
+def picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def whole(network, lr_img):
+    """The SR image of the network's forward pass, without a tile, a block or a halo."""
+    with torch.inference_mode():
+        sr = network(torch.from_numpy(lr_img).permute(2, 0, 1)[None].float() / 255)[0]
+    return sr.add(1).mul(127.5).round().clamp(0, 255).permute(1, 2, 0).numpy().astype(int)
+
+
+@pytest.mark.parametrize("make", [SRCNN, lambda scale: SRResNet(scale, 5, 8), lambda scale: SRResNet(scale, 16, 4)])
+@pytest.mark.parametrize("scale", models.SCALES)
+def test_tiles_are_the_whole(make, scale, monkeypatch):
+    network = network_with_statistics(make(scale))
+    monkeypatch.setattr(utils, "BLOCK", 24)
+    for height, width, tile in ((67, 91, 16), (64, 47, 33), (131, 20, 50), (1, 90, 16), (17, 33, 16)):
+        lr_img = picture(height, width)
+        result = utils.upscale(network, lr_img, tile)
+        assert result.shape == (scale * height, scale * width, 3) and result.dtype == np.uint8
+        assert np.abs(result - whole(network, lr_img)).max() <= 1, (height, width, tile)
+
+
+def test_a_margin_that_is_too_small_would_show():
+    """The comparison above can fail."""
+    network = network_with_statistics(SRResNet(2, 5, 8))
+    lr_img = picture(64, 64)
+    network.features_margin = 2
+    assert np.abs(utils.upscale(network, lr_img, 16) - whole(network, lr_img)).max() > 1
+
+
+def test_tiles_of_16_bits():
+    network = network_with_statistics(SRResNet(2, 4, 8))
+    lr_img = picture(50, 61).astype(np.uint16) * 257
+    tiled, single = utils.upscale(network, lr_img, 16), utils.upscale(network, lr_img, 100)
+    assert tiled.dtype == np.uint16 and np.abs(tiled.astype(int) - single).max() <= 257
+
+
+def test_a_tile_that_does_not_fit_is_halved(monkeypatch):
+    network, lr_img, tried = network_with_statistics(SRResNet(2, 1, 4)), picture(70, 90), []
+    upscale_tile = utils.upscale_tile
+
+    def with_little_memory(network, lr_img, part, out):
+        top, left, bottom, right = part
+        tried.append(max(bottom - top, right - left))
+        if tried[-1] > 25:
+            raise torch.OutOfMemoryError("no")
+        upscale_tile(network, lr_img, part, out)
+
+    monkeypatch.setattr(utils, "upscale_tile", with_little_memory)
+    progress = []
+    result = utils.upscale(network, lr_img, progress=lambda done, total: progress.append((done, total)))
+    assert tried[:2] == [90, 45] and max(tried[4:]) <= 25
+    assert np.array_equal(result, utils.upscale(network, lr_img, 25)) and progress[-1] == (70 * 90, 70 * 90)
+    assert progress == sorted(progress)
+
+
+def test_no_memory_at_all_is_one_clear_error(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(utils, "upscale_tile", fail)
+    with pytest.raises(utils.UserError, match="not enough memory even for a tile of 16"):
+        utils.upscale(network_with_statistics(SRResNet(2, 1, 4)), picture(40, 40))
+
+
+def test_another_error_is_not_taken_for_want_of_memory(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(utils, "upscale_tile", fail)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        utils.upscale(network_with_statistics(SRResNet(2, 1, 4)), picture(40, 40))
+
+
+def test_overlap_wastes_at_most_a_quarter_of_the_work(monkeypatch):
+    """Multiplications on a picture of 1500x2000, against those of the whole at once. One channel stands for 64."""
+    network, work = for_inference(SRResNet(4, 16, 1)), {"features": 0, "reconstruct": 0}
+
+    def count(module, _, output):
+        work["features"] += output.shape[2] * output.shape[3]
+
+    for block in network.body:
+        block.register_forward_hook(count)
+    reconstruct = network.reconstruct
+
+    def counted(maps):
+        work["reconstruct"] += maps.shape[2] * maps.shape[3]
+        return reconstruct(maps)
+
+    monkeypatch.setattr(network, "reconstruct", counted)
+    monkeypatch.setattr(utils, "tile_that_fits", lambda _: utils.TILE)
+    height, width = 1500, 2000
+    utils.upscale(network, np.zeros((height, width, 3), np.uint8))
+    # For a pixel of SRResNet x4: 33 convolutions of 64 to 64 channels and one of 3 to 64; two sub-pixel blocks and the tail.
+    features, rest = 33 * 9 * 64 * 64 + 81 * 3 * 64, (1 + 4) * 9 * 64 * 256 + 16 * 81 * 64 * 3
+    done = features * work["features"] / 16 + rest * work["reconstruct"]
+    assert done / (height * width * (features + rest)) <= 1.25
+    assert work["features"] / 16 >= height * width and work["reconstruct"] >= height * width
+
+
+BOUNDED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+import torch
+from models import SRResNet, for_inference
+from utils import pick_device, upscale
+network = for_inference(SRResNet(4, 2, 16), pick_device("cpu"))
+upscale(network, np.zeros((100, 100, 3), np.uint8))
+highest = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1e3
+before = highest()
+upscale(network, np.zeros((int(sys.argv[2]), 430, 3), np.uint8))
+print(highest() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+def test_memory_grows_with_the_output_alone():
+    def megabytes(height):
+        command = [sys.executable, "-c", BOUNDED, str(ROOT), str(height)]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    low, high = megabytes(3 * 430), megabytes(9 * 430)
+    output = 16 * 3 * 6 * 430 * 430 / 1e6  # of the further six tiles
+    assert high - low < output * 1.3 + 20
