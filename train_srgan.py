@@ -33,6 +33,13 @@ def parse_arguments():
     add("--texture-weight", type=number(float, 0), default=0.0, help="of the distance between Gram matrices of VGG features")
     add("--pixel-weight", type=number(float, 0), default=0.0, help="of the mean squared error between pixels")
     add(
+        "--colour-weight",
+        type=number(float, 0),
+        default=0.0,
+        help="of the squared error between means of scale x scale pixels: holds colours, which VGG19 hardly sees",
+    )
+    add("--init-discriminator", metavar="FILE", help="last.pth of another run, to go on with its discriminator")
+    add(
         "--freeze-bn",
         choices=("generator", "both"),
         help="keep the statistics of batch normalisation of the start, in the generator or in both networks",
@@ -58,6 +65,7 @@ from utils import (
     autocast,
     freeze_bn,
     learning_rate_at,
+    load_checkpoint,
     load_lpips,
     load_network,
     load_newest,
@@ -102,6 +110,8 @@ def train_step(generator, discriminator, vgg, optimizer_g, optimizer_d, lr_imgs,
         terms["texture"] = args.texture_weight * F.mse_loss(sr_gram, hr_gram)
     if args.pixel_weight:
         terms["pixel"] = args.pixel_weight * F.mse_loss(sr_imgs, hr_imgs)
+    if args.colour_weight:
+        terms["colour"] = args.colour_weight * F.avg_pool2d(sr_imgs - hr_imgs, args.scale).square().mean()
     optimizer_g.zero_grad(set_to_none=True)
     generator_loss = sum(terms.values())
     generator_loss.backward()
@@ -166,6 +176,17 @@ def start_generator(args):
     return generator
 
 
+def start_discriminator(args):
+    """The discriminator before its first step. Raises UserError for a file of --init-discriminator that does not fit."""
+    discriminator = Discriminator(args.discriminator_channels)
+    if args.init_discriminator and not args.resume:
+        try:
+            discriminator.load_state_dict(load_checkpoint(args.init_discriminator)["discriminator"])
+        except (KeyError, RuntimeError, TypeError):
+            raise UserError(f"--init-discriminator {args.init_discriminator}: holds no discriminator of this size") from None
+    return discriminator
+
+
 def main(args):
     check_training_arguments(args)
     run = Run(args, default_name=f"srgan_x{args.scale}")
@@ -187,7 +208,7 @@ def main(args):
     checkpoint = load_newest(run.checkpoints) if args.resume else None
     generator = build_network(checkpoint["config"]) if checkpoint else start_generator(args)
     generator.to(run.device, memory_format=torch.channels_last)
-    discriminator = Discriminator(args.discriminator_channels).to(run.device, memory_format=torch.channels_last)
+    discriminator = start_discriminator(args).to(run.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(generator).requires_grad_(False)
     optimizer_g = torch.optim.Adam(generator.parameters(), args.learning_rate, fused=True)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), args.learning_rate, fused=True)
@@ -209,7 +230,7 @@ def main(args):
         freeze_bn(generator)
     if args.freeze_bn == "both":
         freeze_bn(discriminator)
-    terms = ["content", "adversarial", "texture", "pixel"]
+    terms = ["content", "adversarial", "texture", "pixel", "colour"]
     columns = ["learning_rate", "generator", *terms, *[f"share_{term}" for term in terms], "discriminator", "accuracy_hr"]
     columns += ["accuracy_sr", "gradient_norm_g", "gradient_norm_d"]
     columns += [f"validation/{figure}" for figure in ("psnr", "ssim", judged_by, "colour_shift")]

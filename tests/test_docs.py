@@ -162,7 +162,8 @@ def reader(work, monkeypatch):
         for i in range(count):
             shutil.copy("photo.jpg", f"{folder}/{folder.replace('/', '_')}_{i}.jpg")
     torch.manual_seed(0)
-    for run in ("srresnet_x4", "srgan_x4", "mine", "stage1_crop48"):
+    of_recipe = [f"stage1_{name}" for name in ("crop48", "crop96", "crop128", "frozen", "crop256")]
+    for run in ("srresnet_x4", "srgan_x4", "mine", "quick", *of_recipe):
         network = Generator(4, 1, 4) if run == "srgan_x4" else SRResNet(4, 1, 4)
         Path("checkpoints", run).mkdir(parents=True)
         for path in (f"checkpoints/{run}.pth", f"checkpoints/{run}/best.pth", f"checkpoints/{run}/last.pth"):
