@@ -130,19 +130,8 @@ def add_training_arguments(parser, steps, learning_rate, schedule):
 
 
 # What may differ when a run is resumed: it changes where things are, how fast they go or what is shown, not what is learnt.
-FREE_ON_RESUME = {
-    "data_folder",
-    "run",
-    "resume",
-    "workers",
-    "device",
-    "precision",
-    "compile",
-    "dry_run",
-    "init",
-    "init_discriminator",
-}
-FREE_ON_RESUME |= {"validate_on", "validate_every", "save_every", "log_every"}
+FREE_ON_RESUME = {"data_folder", "run", "resume", "workers", "device", "precision", "compile", "dry_run"}
+FREE_ON_RESUME |= {"init", "init_discriminator", "validate_on", "validate_every", "save_every", "log_every"}
 
 
 def check_training_arguments(args):
