@@ -18,7 +18,7 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 import utils
 from conftest import ROOT
 from helpers import make_vgg
-from models import Generator, SRResNet
+from models import Discriminator, Generator, SRResNet
 
 README, CHINESE, FAQ = DOCUMENTS = ("README.md", "README.zh-CN.md", "docs/FAQ.md")
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
@@ -163,11 +163,13 @@ def reader(work, monkeypatch):
             shutil.copy("photo.jpg", f"{folder}/{folder.replace('/', '_')}_{i}.jpg")
     torch.manual_seed(0)
     of_recipe = [f"stage1_{name}" for name in ("crop48", "crop96", "crop128", "frozen", "crop256")]
-    for run in ("srresnet_x4", "srgan_x4", "mine", "quick", *of_recipe):
-        network = Generator(4, 1, 4) if run == "srgan_x4" else SRResNet(4, 1, 4)
+    for run in ("srresnet_x4", "srgan_x4", "srgan_start", "mine", "quick", *of_recipe):
+        network = Generator(4, 1, 4) if run.startswith("srgan") else SRResNet(4, 1, 4)
+        state = {"config": network.config, "weights": network.state_dict(), "step": 1}
+        state |= {"discriminator": Discriminator(2).state_dict()} if run.startswith("srgan") else {}
         Path("checkpoints", run).mkdir(parents=True)
         for path in (f"checkpoints/{run}.pth", f"checkpoints/{run}/best.pth", f"checkpoints/{run}/last.pth"):
-            utils.save_checkpoint(Path(path), {"config": network.config, "weights": network.state_dict(), "step": 1})
+            utils.save_checkpoint(Path(path), state)
     make_vgg("vgg.pth")
     return work
 

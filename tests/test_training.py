@@ -200,6 +200,29 @@ def test_moving_average():
     assert torch.allclose(ema.state_dict()[weight], 2 / 11 * old[weight] + 9 / 11 * new[weight], atol=1e-7)
 
 
+# torch.compile
+
+
+def should_compile(compile="auto", dtype=torch.bfloat16, device="cpu", **more):
+    args = SimpleNamespace(**{"compile": compile, "dry_run": False, "steps": 2000} | more)
+    return utils.should_compile(args, torch.device(device), dtype)
+
+
+def test_compile_is_chosen_where_it_gains(monkeypatch):
+    monkeypatch.setattr(utils.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert should_compile() and should_compile("on", torch.float32, steps=1)
+    assert not should_compile("off") and not should_compile(dtype=torch.float32) and not should_compile(vgg_layer=54)
+    assert not should_compile(steps=1999) and not should_compile(dry_run=True)
+
+
+def test_without_a_compiler_auto_goes_on_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(utils.shutil, "which", lambda _: None)
+    assert not should_compile()
+    assert "no compiler" in capsys.readouterr().out
+    with pytest.raises(utils.UserError, match="--compile on needs a C"):
+        should_compile("on")
+
+
 # Whole runs
 
 
