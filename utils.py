@@ -781,7 +781,7 @@ def read_image(path) -> np.ndarray:
         if Path(path).exists() and not Path(path).is_file():
             raise ValueError("it is no file")  # a named pipe would be waited for
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)  # or it would copy the pixels even of an upright image
             if image.mode == "F":
                 raise ValueError("floating-point pixels, whose range nobody knows")
             if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
@@ -789,7 +789,7 @@ def read_image(path) -> np.ndarray:
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except Exception as error:  # Pillow raises whatever its decoders do
