@@ -48,8 +48,8 @@ def close_up(images, size=CLOSE_UP):
     detail = np.abs(np.diff(reference, axis=0))[:, :-1] + np.abs(np.diff(reference, axis=1))[:-1]
     places = [
         (detail[top : top + size, left : left + size].mean(), top, left)
-        for top in range(0, max(1, height - size + 1), size // 2)
-        for left in range(0, max(1, width - size + 1), size // 2)
+        for top in range(0, max(1, height - size + 1), max(1, size // 2))
+        for left in range(0, max(1, width - size + 1), max(1, size // 2))
     ]
     _, top, left = max(places)
     return [image[top : top + size, left : left + size] for image in images]

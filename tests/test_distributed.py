@@ -157,7 +157,7 @@ def test_torchrun_itself(srresnet, tmp_path):
     command += [f"--master-port={free_port()}", ROOT / "train_srresnet.py", *srresnet.arguments, "--steps=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0 and "done: 2 steps" in done.stdout, done
+    assert done.returncode == 0 and "done: 2 steps" in done.stdout, done.stdout + done.stderr
     assert checkpoint(tmp_path)["step"] == 2
 
 

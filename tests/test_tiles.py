@@ -150,4 +150,4 @@ def test_memory_grows_with_the_output_alone():
 
     low, high = megabytes(3 * 430), megabytes(9 * 430)
     output = 16 * 3 * 6 * 430 * 430 / 1e6  # of the further six tiles
-    assert high - low < output * 1.3 + 20
+    assert high - low < 2 * output + 40  # the maps of the whole picture would take several times as much
