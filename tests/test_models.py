@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 
 import models
+from helpers import with_statistics
 from models import SRCNN, Discriminator, Generator, SRResNet, TruncatedVGG19, build_network, for_inference
 
 
@@ -215,18 +216,6 @@ def test_truncated_vgg19_refuses_weights_that_do_not_fit(tmp_path, vgg_state):
 
 
 # for_inference
-
-
-def with_statistics(network):
-    """The network with batch normalisation that does something: statistics and affine maps far from 0 and 1."""
-    torch.manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 2)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-    return network
 
 
 @pytest.mark.parametrize("network", [SRCNN(2), SRResNet(4, 3, 16), SRResNet(3, 1, 8), Generator(2, 2, 8)])
