@@ -236,11 +236,7 @@ class TruncatedVGG19(nn.Module):
 
     def __init__(self, i: int = 5, j: int = 4, weights="imagenet"):
         super().__init__()
-        if not (1 <= i <= 5 and 1 <= j <= VGG19_CONVOLUTIONS[i - 1]):
-            raise ValueError(f"VGG19 has no convolution {j} before max-pool {i}: i is 1..5, j is 1..2 (i <= 2) or 1..4")
-        # A block of n convolutions is n times (conv, ReLU) and a max-pool, 2n + 1 layers.
-        depth = sum(2 * n + 1 for n in VGG19_CONVOLUTIONS[: i - 1]) + 2 * j
-        self.layers = vgg19_features()[:depth]
+        self.layers = vgg19_features()[: self.depth(i, j)]
         state = imagenet_vgg19_state() if weights == "imagenet" else weights
         if not isinstance(state, dict):
             try:
@@ -262,11 +258,35 @@ class TruncatedVGG19(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
+    @staticmethod
+    def depth(i, j):
+        """How many layers there are up to phi_i,j. Raises ValueError for an i, j that VGG19 does not have."""
+        if not (1 <= i <= 5 and 1 <= j <= VGG19_CONVOLUTIONS[i - 1]):
+            raise ValueError(f"VGG19 has no convolution {j} before max-pool {i}: i is 1..5, j is 1..2 (i <= 2) or 1..4")
+        # A block of n convolutions is n times (conv, ReLU) and a max-pool, 2n + 1 layers.
+        return sum(2 * n + 1 for n in VGG19_CONVOLUTIONS[: i - 1]) + 2 * j
+
     def train(self, mode=True):
         return super().train(False)
 
     def forward(self, imgs):
-        return self.layers((((imgs + 1) / 2 - self.mean) / self.std).to(self.layers[0].weight.dtype))
+        return self.layers(self.normalized(imgs))
+
+    def normalized(self, imgs):
+        return (((imgs + 1) / 2 - self.mean) / self.std).to(self.layers[0].weight.dtype)
+
+    def features(self, imgs, layers, before_relu=False):
+        """The features of several layers on the way, from the first to the last of them, as a list.
+
+        `layers` are pairs (i, j); `before_relu` takes the results of the convolutions themselves (Wang et al., ESRGAN,
+        ECCV workshops 2018, section 3.2), in which a feature that is off still tells how far.
+        """
+        x, start, found = self.normalized(imgs), 0, []
+        for depth in sorted(self.depth(i, j) for i, j in layers):
+            before = self.layers[start : depth - 1](x)
+            x, start = F.relu(before), depth  # not in place, as the layer would: `before` may be among the results
+            found.append(before if before_relu else x)
+        return found
 
 
 def vgg19_features():

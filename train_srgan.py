@@ -21,14 +21,27 @@ def parse_arguments():
     add("--channels", type=number(int, 1), default=64, help="channels of the generator, for --init none")
     add("--discriminator-channels", type=number(int, 1), default=64, help="of the discriminator's first convolution")
     add("--vgg-weights", default="imagenet", metavar="FILE", help="state dict of VGG19's features; imagenet is downloaded")
-    add("--vgg-layer", type=number(int, 11, 54), default=54, metavar="IJ", help="54: the 4th convolution before max-pool 5")
+    add(
+        "--vgg-layer",
+        type=number(int, 11, 54),
+        nargs="+",
+        default=[54],
+        metavar="IJ",
+        help="54: the 4th convolution before max-pool 5; of several layers, the losses are added",
+    )
+    add("--vgg-before-relu", action="store_true", help="features before their ReLU, as in ESRGAN")
     add(
         "--vgg-factor",
         type=number(float, 0),
         default=1.0,
         help="scale of the features: 1 suits torchvision's weights, the paper's 1/12.75 = 0.0784 the original Caffe ones",
     )
-    add("--content-loss", choices=("mse", "l1"), default="mse", help="distance between VGG features")
+    add(
+        "--content-loss",
+        choices=("mse", "l1", "cosine"),
+        default="mse",
+        help="distance between VGG features; cosine is 1 - cos of the angle at each place, where no factor counts",
+    )
     add("--adversarial-weight", type=number(float, 0), default=1e-3, help="of the adversarial loss")
     add("--texture-weight", type=number(float, 0), default=0.0, help="of the distance between Gram matrices of VGG features")
     add("--pixel-weight", type=number(float, 0), default=0.0, help="of the mean squared error between pixels")
@@ -37,6 +50,12 @@ def parse_arguments():
         type=number(float, 0),
         default=0.0,
         help="of the squared error between means of scale x scale pixels: holds colours, which VGG19 hardly sees",
+    )
+    add(
+        "--grid-weight",
+        type=number(float, 0),
+        default=0.0,
+        help="of the squared error between means of every scale-th pixel: holds down patterns of that period",
     )
     add("--init-discriminator", metavar="FILE", help="last.pth of another run, to go on with its discriminator")
     add(
@@ -78,16 +97,40 @@ from utils import (
 WON_AFTER = 1000  # steps with every image told apart, after which the discriminator has won
 
 
-def feature_distance(sr_features, hr_features, args):
-    """The content loss (section 2.2.1), in float32: squared errors of features leave the range of bf16's precision."""
-    distance = F.l1_loss if args.content_loss == "l1" else F.mse_loss
-    return distance(sr_features.float() * args.vgg_factor, hr_features.float() * args.vgg_factor)
+def vgg_features(vgg, imgs, args):
+    """The features that the content loss compares: a list of (N, C, H, W), in float32 and times --vgg-factor.
+
+    float32 because squared errors of features leave the range of bf16's precision.
+    """
+    layers = [divmod(layer, 10) for layer in args.vgg_layer]
+    return [args.vgg_factor * features.float() for features in vgg.features(imgs, layers, args.vgg_before_relu)]
+
+
+def content_loss(sr_features, hr_features, args):
+    """The content loss (section 2.2.1), of which the paper has the mean squared error of one layer."""
+    distance = {"mse": F.mse_loss, "l1": F.l1_loss, "cosine": cosine_distance}[args.content_loss]
+    return sum(distance(sr, hr) for sr, hr in zip(sr_features, hr_features))
+
+
+def cosine_distance(sr_features, hr_features):
+    """1 - cos of the angle between features, meaned over places: as in LPIPS, faint texture counts as much as strong."""
+    return 1 - F.cosine_similarity(sr_features, hr_features, dim=1).mean()
 
 
 def gram_matrix(features):
     """Correlations of channels, (N, C, H, W) -> (N, C, C), over the number of entries (Gatys et al., CVPR 2016)."""
-    flat = features.float().flatten(2)
+    flat = features.flatten(2)
     return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
+
+
+def grid_loss(difference, scale):
+    """How much of SR - HR (N, 3, H, W) repeats with the period of the scale, as patterns of PixelShuffle do.
+
+    Each of the scale x scale sub-pixels of a LR pixel is meaned over 8x8 LR pixels. Texture comes out near zero,
+    since it does not know where LR pixels begin; a pattern that does remains, and is squared.
+    """
+    sub_pixels = F.pixel_unshuffle(difference, scale)
+    return F.avg_pool2d(sub_pixels, min(8, sub_pixels.shape[2]), stride=1).square().mean()
 
 
 def train_step(generator, discriminator, vgg, optimizer_g, optimizer_d, lr_imgs, hr_imgs, args, dtype=torch.float32):
@@ -98,20 +141,22 @@ def train_step(generator, discriminator, vgg, optimizer_g, optimizer_d, lr_imgs,
     with autocast(lr_imgs.device, dtype):
         sr_imgs = generator(lr_imgs).float()
         sr_logits = judge(sr_imgs).float()
-        sr_features = vgg(sr_imgs)
+        sr_features = vgg_features(vgg, sr_imgs, args)
         with torch.no_grad():
-            hr_features = vgg(hr_imgs)
+            hr_features = vgg_features(vgg, hr_imgs, args)
     terms = {
-        "content": feature_distance(sr_features, hr_features, args),
+        "content": content_loss(sr_features, hr_features, args),
         "adversarial": args.adversarial_weight * F.binary_cross_entropy_with_logits(sr_logits, torch.ones_like(sr_logits)),
     }
     if args.texture_weight:
-        sr_gram, hr_gram = (gram_matrix(args.vgg_factor * features) for features in (sr_features, hr_features))
-        terms["texture"] = args.texture_weight * F.mse_loss(sr_gram, hr_gram)
+        pairs = zip(sr_features, hr_features)
+        terms["texture"] = args.texture_weight * sum(F.mse_loss(gram_matrix(sr), gram_matrix(hr)) for sr, hr in pairs)
     if args.pixel_weight:
         terms["pixel"] = args.pixel_weight * F.mse_loss(sr_imgs, hr_imgs)
     if args.colour_weight:
         terms["colour"] = args.colour_weight * F.avg_pool2d(sr_imgs - hr_imgs, args.scale).square().mean()
+    if args.grid_weight:
+        terms["grid"] = args.grid_weight * grid_loss(sr_imgs - hr_imgs, args.scale)
     optimizer_g.zero_grad(set_to_none=True)
     generator_loss = sum(terms.values())
     generator_loss.backward()
@@ -197,7 +242,8 @@ def main(args):
 
     torch.manual_seed(args.seed)
     try:
-        vgg = TruncatedVGG19(args.vgg_layer // 10, args.vgg_layer % 10, args.vgg_weights)
+        deepest = max((divmod(layer, 10) for layer in args.vgg_layer), key=lambda ij: TruncatedVGG19.depth(*ij))
+        vgg = TruncatedVGG19(*deepest, args.vgg_weights)
     except (ValueError, OSError) as error:
         raise UserError(
             f"--vgg-weights {args.vgg_weights} --vgg-layer {args.vgg_layer}: {error}; give the path of a state dict of "
@@ -230,7 +276,7 @@ def main(args):
         freeze_bn(generator)
     if args.freeze_bn == "both":
         freeze_bn(discriminator)
-    terms = ["content", "adversarial", "texture", "pixel", "colour"]
+    terms = ["content", "adversarial", "texture", "pixel", "colour", "grid"]
     columns = ["learning_rate", "generator", *terms, *[f"share_{term}" for term in terms], "discriminator", "accuracy_hr"]
     columns += ["accuracy_sr", "gradient_norm_g", "gradient_norm_d"]
     columns += [f"validation/{figure}" for figure in ("psnr", "ssim", judged_by, "colour_shift")]
@@ -277,7 +323,8 @@ def content_measure(vgg, device, args):
 
     def measure(sr_img, hr_img):
         with torch.inference_mode():
-            return feature_distance(vgg(middle(sr_img)), vgg(middle(hr_img)), args).item()
+            sr_features, hr_features = (vgg_features(vgg, middle(img), args) for img in (sr_img, hr_img))
+            return content_loss(sr_features, hr_features, args).item()
 
     return measure
 

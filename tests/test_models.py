@@ -155,8 +155,8 @@ def test_a_config_of_no_network_is_refused(config):
 # TruncatedVGG19
 
 
-def features_by_hand(vgg_state, i, j, imgs):
-    """torchvision's VGG19, walked through until the ReLU of the j-th convolution after i - 1 max-pools."""
+def features_by_hand(vgg_state, i, j, imgs, kind=nn.ReLU):
+    """torchvision's VGG19, walked through until the ReLU of the j-th convolution after i - 1 max-pools, or until itself."""
     layers = models.vgg19_features()
     layers.load_state_dict(vgg_state)
     x = torchvision.transforms.functional.normalize((imgs + 1) / 2, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -166,7 +166,7 @@ def features_by_hand(vgg_state, i, j, imgs):
         if isinstance(layer, nn.MaxPool2d):
             pools, convolutions = pools + 1, 0
         convolutions += isinstance(layer, nn.Conv2d)
-        if isinstance(layer, nn.ReLU) and (pools, convolutions) == (i - 1, j):
+        if isinstance(layer, kind) and (pools, convolutions) == (i - 1, j):
             return x
 
 
@@ -182,6 +182,18 @@ def test_truncated_vgg19_is_torchvisions_up_to_the_relu(vgg_state, i, j, channel
     features = vgg(imgs)
     assert features.shape == (2, channels, size, size) and features.min() == 0 and features.max() > 0
     assert torch.allclose(features, features_by_hand(vgg_state, i, j, imgs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("before_relu, kind", [(False, nn.ReLU), (True, nn.Conv2d)])
+def test_features_of_several_layers(vgg_state, before_relu, kind):
+    imgs = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    vgg = TruncatedVGG19(5, 4, vgg_state)
+    found = vgg.features(imgs, [(5, 4), (1, 2), (3, 4)], before_relu)
+    for features, (i, j) in zip(found, [(1, 2), (3, 4), (5, 4)], strict=True):
+        assert torch.allclose(features, features_by_hand(vgg_state, i, j, imgs, kind), rtol=1e-4, atol=1e-5)
+        assert (features.min() < 0) == before_relu
+    with pytest.raises(ValueError, match="max-pool"):
+        vgg.features(imgs, [(1, 3)])
 
 
 def test_truncated_vgg19_is_frozen_and_stays_in_eval_mode(vgg_state):

@@ -18,8 +18,9 @@ from conftest import call, refusal
 from datasets import training_pair
 from models import Discriminator, Generator, SRResNet, TruncatedVGG19
 
-GAN_ARGS = SimpleNamespace(scale=4, vgg_factor=0.5, content_loss="mse", adversarial_weight=0.1)
-GAN_ARGS.texture_weight = GAN_ARGS.pixel_weight = GAN_ARGS.colour_weight = 0.0
+GAN_ARGS = SimpleNamespace(scale=4, vgg_layer=[22], vgg_before_relu=False, vgg_factor=0.5, content_loss="mse")
+GAN_ARGS.adversarial_weight = 0.1
+GAN_ARGS.texture_weight = GAN_ARGS.pixel_weight = GAN_ARGS.colour_weight = GAN_ARGS.grid_weight = 0.0
 
 
 @pytest.fixture
@@ -124,7 +125,8 @@ def test_each_half_of_the_gan_step_leaves_the_other_gradients_alone(networks, ba
 
 @pytest.mark.parametrize("content_loss, more", [("mse", 0.0), ("l1", 1.0)])
 def test_gan_step_is_that_of_the_equations(networks, batch, content_loss, more):
-    flags = {"content_loss": content_loss, "texture_weight": 2 * more, "pixel_weight": 3 * more, "colour_weight": 5 * more}
+    flags = {"content_loss": content_loss, "texture_weight": 2 * more, "pixel_weight": 3 * more}
+    flags |= {"colour_weight": 5 * more, "grid_weight": 7 * more}
     args = SimpleNamespace(**vars(GAN_ARGS) | flags)
     (lr_imgs, hr_imgs), (generator, discriminator, vgg) = batch, copy.deepcopy(networks)
     seen = []
@@ -142,6 +144,8 @@ def test_gan_step_is_that_of_the_equations(networks, batch, content_loss, more):
         terms["pixel"] = 3 * ((sr_imgs - hr_imgs) ** 2).mean()
         difference = (sr_imgs - hr_imgs).unflatten(3, (8, 4)).unflatten(2, (8, 4)).mean((3, 5))  # of the 8x8 LR pixels
         terms["colour"] = 5 * (difference**2).mean()
+        difference = (sr_imgs - hr_imgs).unflatten(3, (8, 4)).unflatten(2, (8, 4)).mean((2, 4))  # of each sub-pixel
+        terms["grid"] = 7 * (difference**2).mean()
     sum(terms.values()).backward()
     for key, value in terms.items():
         assert torch.isclose(figures[key], value, rtol=1e-4)
@@ -154,6 +158,31 @@ def test_gan_step_is_that_of_the_equations(networks, batch, content_loss, more):
     assert torch.isclose(figures["discriminator"], loss, rtol=1e-4)
     assert figures["accuracy_hr"] == (torch.sigmoid(hr_logits) > 0.5).float().mean()
     assert figures["accuracy_sr"] == (torch.sigmoid(sr_logits) < 0.5).float().mean()
+
+
+def test_the_cosine_distance_of_several_layers_before_their_relu(networks, batch):
+    flags = {"content_loss": "cosine", "vgg_layer": [22, 12], "vgg_before_relu": True}
+    args = SimpleNamespace(**vars(GAN_ARGS) | flags)
+    (lr_imgs, hr_imgs), (generator, _, vgg) = batch, copy.deepcopy(networks)
+    figures = gan_step(networks, batch, args=args)
+    expected = 0
+    for convolutions in (vgg.layers[:3], vgg.layers[:8]):  # 1_2 and 2_2
+        for layer in convolutions:
+            if isinstance(layer, torch.nn.ReLU):
+                layer.inplace = False
+        sr, hr = (convolutions(vgg.normalized(imgs)) for imgs in (generator(lr_imgs), hr_imgs))
+        assert sr.min() < 0
+        expected += 1 - ((sr * hr).sum(1) / (sr.square().sum(1) * hr.square().sum(1)).sqrt()).mean()
+    assert torch.isclose(figures["content"], expected, rtol=1e-4)
+    assert train_srgan.cosine_distance(3 * sr, sr).abs() < 1e-6  # the length of a vector does not count
+
+
+def test_the_grid_loss_sees_patterns_of_the_scale_alone():
+    texture = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    pattern = texture[:, :, :4, :4].repeat(1, 1, 24, 24)
+    assert train_srgan.grid_loss(pattern, 4) == pytest.approx(pattern.square().mean().item(), rel=1e-4)
+    assert train_srgan.grid_loss(texture, 4) == pytest.approx(1 / 64, rel=0.2)  # the variance of a mean of 8x8
+    assert train_srgan.grid_loss(pattern[:, :, :16, :16], 4) > 0.5  # crops of fewer than 8 LR pixels
 
 
 # Schedules and the moving average
@@ -179,7 +208,7 @@ def test_bare_defaults_are_the_papers_schedules(monkeypatch):
     assert utils.learning_rate_at(100_001, stage_2) == pytest.approx(1e-5)
     for args in (stage_1, stage_2):
         assert (args.scale, args.batch_size, args.crop_size, args.blocks, args.channels) == (4, 16, 96, 16, 64)
-    assert (stage_2.vgg_layer, stage_2.adversarial_weight, stage_2.content_loss) == (54, 1e-3, "mse")
+    assert (stage_2.vgg_layer, stage_2.adversarial_weight, stage_2.content_loss) == ([54], 1e-3, "mse")
 
 
 def test_moving_average():
