@@ -20,6 +20,12 @@ def parse_arguments():
     add("--blocks", type=number(int, 1), default=16, help="residual blocks of the generator, for --init none")
     add("--channels", type=number(int, 1), default=64, help="channels of the generator, for --init none")
     add("--discriminator-channels", type=number(int, 1), default=64, help="of the discriminator's first convolution")
+    add(
+        "--discriminator-crop",
+        type=number(int, 16),
+        metavar="SIDE",
+        help="judge the crops in squares of this side, a divisor of --crop-size (default: whole)",
+    )
     add("--vgg-weights", default="imagenet", metavar="FILE", help="state dict of VGG19's features; imagenet is downloaded")
     add(
         "--vgg-layer",
@@ -123,6 +129,14 @@ def gram_matrix(features):
     return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
 
 
+def squares(imgs, side):
+    """Cut images (N, 3, H, W) into squares of a side that divides theirs, all (M, 3, side, side); whole if it is None."""
+    if side is None:
+        return imgs
+    cut = imgs.unfold(2, side, side).unfold(3, side, side)
+    return cut.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).contiguous(memory_format=torch.channels_last)
+
+
 def grid_loss(difference, scale):
     """How much of SR - HR (N, 3, H, W) repeats with the period of the scale, as patterns of PixelShuffle do.
 
@@ -140,7 +154,7 @@ def train_step(generator, discriminator, vgg, optimizer_g, optimizer_d, lr_imgs,
     judge.requires_grad_(False)
     with autocast(lr_imgs.device, dtype):
         sr_imgs = generator(lr_imgs).float()
-        sr_logits = judge(sr_imgs).float()
+        sr_logits = judge(squares(sr_imgs, args.discriminator_crop)).float()
         sr_features = vgg_features(vgg, sr_imgs, args)
         with torch.no_grad():
             hr_features = vgg_features(vgg, hr_imgs, args)
@@ -167,8 +181,8 @@ def train_step(generator, discriminator, vgg, optimizer_g, optimizer_d, lr_imgs,
     # other, since in one batch they would share the statistics of batch normalisation.
     judge.requires_grad_(True)
     with autocast(lr_imgs.device, dtype):
-        hr_logits = discriminator(hr_imgs).float()
-        sr_logits = discriminator(sr_imgs.detach()).float()
+        hr_logits = discriminator(squares(hr_imgs, args.discriminator_crop)).float()
+        sr_logits = discriminator(squares(sr_imgs.detach(), args.discriminator_crop)).float()
     discriminator_loss = F.binary_cross_entropy_with_logits(hr_logits, torch.ones_like(hr_logits))
     discriminator_loss = discriminator_loss + F.binary_cross_entropy_with_logits(sr_logits, torch.zeros_like(sr_logits))
     optimizer_d.zero_grad(set_to_none=True)
@@ -234,6 +248,8 @@ def start_discriminator(args):
 
 def main(args):
     check_training_arguments(args)
+    if args.discriminator_crop and args.crop_size % args.discriminator_crop:
+        raise UserError(f"--discriminator-crop {args.discriminator_crop} does not divide --crop-size {args.crop_size}")
     run = Run(args, default_name=f"srgan_x{args.scale}")
     dataset = SRDataset(args.data_folder / "train_images.json", args.crop_size, args.seed)
     validation = TestPairs(test_images(args.validate_on, args.data_folder), args.scale)

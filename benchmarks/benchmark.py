@@ -193,7 +193,7 @@ def srgan_step(ours, args):
         return lambda lr, hr: plain_srgan_step(g, d, vgg, optimizer_g, optimizer_d, lr, hr)
     vgg.layers.to(args.dtype)
     options = SimpleNamespace(vgg_layer=[54], vgg_before_relu=False, vgg_factor=1.0, content_loss="mse")
-    options.adversarial_weight = 1e-3
+    options.discriminator_crop, options.adversarial_weight = None, 1e-3
     options.texture_weight = options.pixel_weight = options.colour_weight = options.grid_weight = 0
     return lambda lr, hr: train_srgan.train_step(g, d, vgg, optimizer_g, optimizer_d, lr, hr, options, args.dtype)
 

@@ -19,7 +19,7 @@ from datasets import training_pair
 from models import Discriminator, Generator, SRResNet, TruncatedVGG19
 
 GAN_ARGS = SimpleNamespace(scale=4, vgg_layer=[22], vgg_before_relu=False, vgg_factor=0.5, content_loss="mse")
-GAN_ARGS.adversarial_weight = 0.1
+GAN_ARGS.discriminator_crop, GAN_ARGS.adversarial_weight = None, 0.1
 GAN_ARGS.texture_weight = GAN_ARGS.pixel_weight = GAN_ARGS.colour_weight = GAN_ARGS.grid_weight = 0.0
 
 
@@ -175,6 +175,19 @@ def test_the_cosine_distance_of_several_layers_before_their_relu(networks, batch
         expected += 1 - ((sr * hr).sum(1) / (sr.square().sum(1) * hr.square().sum(1)).sqrt()).mean()
     assert torch.isclose(figures["content"], expected, rtol=1e-4)
     assert train_srgan.cosine_distance(3 * sr, sr).abs() < 1e-6  # the length of a vector does not count
+
+
+def test_the_discriminator_judges_squares(networks, batch):
+    imgs = torch.arange(2 * 3 * 8 * 12).view(2, 3, 8, 12)
+    cut = train_srgan.squares(imgs, 4)
+    assert cut.shape == (12, 3, 4, 4)
+    assert torch.equal(cut[0], imgs[0, :, :4, :4]) and torch.equal(cut[4], imgs[0, :, 4:, 4:8])
+    assert train_srgan.squares(imgs, None) is imgs
+    seen = []
+    networks[1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    figures = gan_step(networks, batch, args=SimpleNamespace(**vars(GAN_ARGS) | {"discriminator_crop": 16}))
+    crops = 4 * len(batch[0])
+    assert seen == [(crops, 3, 16, 16)] * 3 and (figures["accuracy_hr"] * crops).round() == figures["accuracy_hr"] * crops
 
 
 def test_the_grid_loss_sees_patterns_of_the_scale_alone():
