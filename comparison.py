@@ -115,4 +115,5 @@ def slider_figure(name, images, labels, before, after, caption=""):
 
 def write_page(path, title, figures):
     """Write the page of several figures; it needs nothing but itself."""
-    write_text(path, PAGE.replace("TITLE", html.escape(title)).replace("BODY", "\n".join(figures)))
+    head, foot = PAGE.split("BODY")  # first, since a title may hold any word
+    write_text(path, head.replace("TITLE", html.escape(title)) + "\n".join(figures) + foot)

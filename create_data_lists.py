@@ -22,7 +22,7 @@ def parse_arguments():
     add("--output-folder", type=Path, default=Path("data"), metavar="DIR", help="where the lists go")
     add("--validation-images", type=number(int, 0), default=20, metavar="N", help="training images to hold out")
     add("--min-size", type=number(int, 1), default=96, metavar="PIXELS", help="least width and height of a training image")
-    add("--seed", type=number(int, 0), default=0, help="chooses the validation images")
+    add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="chooses the validation images")
     add("--no-recursive", action="store_true", help="leave out the folders within the folders")
     add("--pack", choices=("auto", "on", "off"), default="auto", help="decode the training images into a pack")
     add("--pack-limit", type=number(float, 0), default=8, metavar="GB", help="largest pack that auto makes, at 3 bytes a pixel")
@@ -103,7 +103,8 @@ def collect(folders, min_size, recursive, label):
 
 def relative_names(paths, list_file):
     """The paths as they stand in the list: relative to its folder, with forward slashes, sorted."""
-    return sorted(Path(os.path.relpath(path, list_file.parent)).as_posix() for path in paths)
+    folder = list_file.parent.resolve()  # a name like ../photo.jpg leads out of where a link points
+    return sorted(Path(os.path.relpath(path, folder)).as_posix() for path in paths)
 
 
 def write_list(list_file, paths):

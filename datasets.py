@@ -8,6 +8,7 @@ function of (seed, k) alone: a run that was resumed, or that has more workers or
 """
 
 import functools
+import os
 import signal
 import zlib
 from collections import Counter
@@ -153,7 +154,8 @@ def train_loader(dataset, batch_size, start=0, steps=None, rank=0, world_size=1,
     def chunks():
         step = start
         while steps is None or step < steps:
-            # Chunks end where windows do, whatever step the run started from.
+            # Chunks begin at the same steps whatever step the run started from, so workers share out whole windows
+            # of images (if the batch size divides SAMPLES_PER_CHUNK).
             stop = step - step % steps_per_chunk + steps_per_chunk
             stop = stop if steps is None else min(stop, steps)
             yield [k for s in range(step, stop) for k in samples(s)]
@@ -198,8 +200,13 @@ class TestPairs(Dataset):
 
     def __init__(self, paths, scale: int, lr_folder=None):
         self.paths, self.scale, self.lr_folder = [Path(path) for path in paths], scale, lr_folder
+        # Each image's place below the folder that all are in: for those of one folder, the name of the file.
+        top = os.path.commonpath([path.parent.absolute() for path in self.paths])
+        self.below = [path.absolute().relative_to(top) for path in self.paths]
         stems = Counter(path.stem for path in self.paths)
-        self.names = [path.stem if stems[path.stem] == 1 else path.name for path in self.paths]
+        self.names = [
+            path.stem if stems[path.stem] == 1 else "_".join(below.parts) for path, below in zip(self.paths, self.below)
+        ]
 
     def __len__(self):
         return len(self.paths)
@@ -207,9 +214,11 @@ class TestPairs(Dataset):
     def __getitem__(self, i):
         path = self.paths[i]
         hr_img = crop_to_multiple(read_image(path), self.scale, path)
+        if min(hr_img.shape[:2]) < 2 * self.scale + 11:
+            raise ImageError(f"{path}: too small to measure: SSIM needs 11 pixels within a border of {self.scale}")
         if self.lr_folder is None:
             return self.names[i], downscale(hr_img, self.scale), hr_img
-        lr_path = Path(self.lr_folder) / path.name
+        lr_path = Path(self.lr_folder) / self.below[i]
         lr_img = read_image(lr_path)
         if (lr_img.shape[0] * self.scale, lr_img.shape[1] * self.scale) != hr_img.shape[:2]:
             raise ImageError(f"{lr_path}: its size times {self.scale} is not that of {path}")
@@ -227,6 +236,9 @@ class Pack:
         self.pixels = np.memmap(pixels_file, np.uint8, mode="r")
         self.shapes = shapes
         self.offsets = np.cumsum([0] + [height * width * 3 for height, width in shapes])
+
+    def __reduce__(self):  # a worker that is no fork of this process opens the file itself, in place of getting its pixels
+        return Pack, (self.pixels.filename, self.shapes)
 
     def __getitem__(self, number):
         height, width = self.shapes[number]

@@ -97,7 +97,7 @@ def load_sets(names, data_folder, scale, lr_folder):
     """The test sets by their names in the table."""
     sets = {}
     for name in names:
-        label = Path(name).name.removesuffix(".json").removesuffix("_test_images") or str(Path(name).resolve().name)
+        label = Path(name).resolve().name.removesuffix(".json").removesuffix("_test_images")
         if label in sets:
             raise UserError(f"--test-sets: two sets would be called {label} in the table")
         sets[label] = TestPairs(test_images(name, data_folder), scale, lr_folder)
@@ -124,10 +124,11 @@ def markdown_table(results, sets, scale):
     return "\n".join(lines)
 
 
-def save_images(folder, pairs, models, entries):
+def save_images(folder, pairs, models, entries, processes):
     """Write each model's pictures of a test set, a labelled panel and a slider per image, both with close-ups."""
-    figures = []
-    for i in tqdm(range(len(pairs)), desc=f"pictures of {folder.name}", unit="image", disable=None):
+    figures = {}
+    share = range(processes.rank, len(pairs), processes.count)
+    for i in tqdm(share, desc=f"pictures of {folder.name}", unit="image", disable=None):
         name, lr_img, hr_img = pairs[i]
         labels, images = [], []
         for model, network in models.items():
@@ -138,8 +139,10 @@ def save_images(folder, pairs, models, entries):
         labels, images = [*labels, "HR"], [*images, hr_img]
         with atomic_write(folder / f"{name}_panel.png") as file:
             with_close_ups(images, labels).save(file, "PNG")
-        figures.append(slider_figure(name, images, labels, before=0, after=len(models) - 1))
-    write_page(folder / "compare.html", folder.name, figures)
+        figures[i] = slider_figure(name, images, labels, before=0, after=len(models) - 1)
+    figures = {i: figure for part in processes.gather(figures) for i, figure in part.items()}
+    if processes.rank == 0:
+        write_page(folder / "compare.html", folder.name, [figures[i] for i in range(len(pairs))])
 
 
 def main(args):
@@ -155,17 +158,17 @@ def main(args):
             entries = evaluate(network, pairs, metrics, processes, on_image=lambda _, bar=bar: bar.update())
             results[model][set_name] = entries
             bar.close()
-    if processes.rank > 0:
-        return
-    table = markdown_table(results, list(sets), scale)
-    print(table)
-    write_text(args.output / "metrics.md", table + "\n")
-    write_text(args.output / "metrics.json", json.dumps(finite(results), indent=2, ensure_ascii=False) + "\n")
+    if processes.rank == 0:
+        table = markdown_table(results, list(sets), scale)
+        print(table, flush=True)
+        write_text(args.output / "metrics.md", table + "\n")
+        write_text(args.output / "metrics.json", json.dumps(finite(results), indent=2, ensure_ascii=False) + "\n")
     if args.save_images:
         for set_name, pairs in sets.items():
             entries = {model: results[model][set_name] for model in models}
-            save_images(args.output / set_name, pairs, models, entries)
-    print(f"written to {args.output}: metrics.md metrics.json{' ' * args.save_images}{' '.join(list(sets) * args.save_images)}")
+            save_images(args.output / set_name, pairs, models, entries, processes)
+    if processes.rank == 0:
+        print(f"written to {args.output}:", "metrics.md", "metrics.json", *(sets if args.save_images else ()))
 
 
 def finite(value):

@@ -10,7 +10,6 @@ pixels around a pixel can change the result there. Upscaling by tiles (utils.py)
 
 import copy
 import math
-import pickle
 
 import torch
 import torch.nn.functional as F
@@ -241,7 +240,9 @@ class TruncatedVGG19(nn.Module):
         if not isinstance(state, dict):
             try:
                 state = torch.load(weights, map_location="cpu", weights_only=True)
-            except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            except OSError:
+                raise
+            except Exception as error:  # PyTorch raises whatever the bytes lead it to
                 raise ValueError("not a whole file of tensors") from error
         # Of a whole VGG19 we need its features; of those, the layers below the cut.
         named = state.items() if isinstance(state, dict) else ()
@@ -276,13 +277,14 @@ class TruncatedVGG19(nn.Module):
         return (((imgs + 1) / 2 - self.mean) / self.std).to(self.layers[0].weight.dtype)
 
     def features(self, imgs, layers, before_relu=False):
-        """The features of several layers on the way, from the first to the last of them, as a list.
+        """The features of several layers on the way, as a list of (N, C, H, W) from the first layer to the last.
 
-        `layers` are pairs (i, j); `before_relu` takes the results of the convolutions themselves (Wang et al., ESRGAN,
-        ECCV workshops 2018, section 3.2), in which a feature that is off still tells how far.
+        `layers` are pairs (i, j), none beyond those given to the constructor; `before_relu` takes the results of the
+        convolutions themselves (Wang et al., ESRGAN, ECCV workshops 2018, section 3.2), in which a feature that is off
+        still tells how far. Raises ValueError for an i, j that VGG19 does not have.
         """
         x, start, found = self.normalized(imgs), 0, []
-        for depth in sorted(self.depth(i, j) for i, j in layers):
+        for depth in sorted({self.depth(i, j) for i, j in layers}):
             before = self.layers[start : depth - 1](x)
             x, start = F.relu(before), depth  # not in place, as the layer would: `before` may be among the results
             found.append(before if before_relu else x)
@@ -329,7 +331,11 @@ class FusedConvolution(nn.Module):
     Through the oneDNN operators that torch.compile puts into its own code for the CPU. In eval mode only.
     """
 
-    available = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    @staticmethod
+    def available(dtype):
+        """Whether this PyTorch has the operators, and the CPU the instructions for `dtype`."""
+        ops = torch.ops.mkldnn
+        return hasattr(ops, "_convolution_pointwise") and (dtype != torch.bfloat16 or ops._is_mkldnn_bf16_supported())
 
     def __init__(self, convolution, leaky_relu=None):
         super().__init__()
@@ -375,7 +381,7 @@ def for_inference(network: nn.Module, device="cpu", dtype=torch.float32, plain=F
                     module[i] = nn.LeakyReLU(layer.weight.item(), inplace=True)
     if isinstance(network, SRResNet):
         network.joins_last_shuffle = not plain
-        if not plain and torch.device(device).type == "cpu" and FusedConvolution.available:
+        if not plain and torch.device(device).type == "cpu" and FusedConvolution.available(dtype):
             for layers in (network.head, *network.upsampling):  # the last layer of each is the leaky ReLU
                 layers[0], layers[-1] = FusedConvolution(layers[0], layers[-1]), nn.Identity()
             for i, block in enumerate(network.body):

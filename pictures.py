@@ -4,6 +4,7 @@ The networks see RGB arrays; what they do not see (transparency, timing, colour 
 them. utils.read_image is the simple reader for training and measuring.
 """
 
+import contextlib
 import struct
 import warnings
 import zlib
@@ -12,15 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, ImageSequence, PngImagePlugin
+from PIL import Image, ImageSequence, PngImagePlugin
 
-from utils import ImageError, UserError, atomic_write
+from utils import ImageError, UserError, atomic_write, orientation_of, upright
 
 # The endings by which a file's format is chosen, and the formats that hold 16 bits or several frames.
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp", "gif": ".gif"}
 DEEP_FORMATS, ANIMATED_FORMATS = {"png", "tiff"}, {"gif", "webp", "png"}
 LOSSLESS_INPUTS = {"PNG": "png", "BMP": "bmp", "TIFF": "tiff"}  # which keep their format by default
 ANIMATED_INPUTS = {"GIF": "gif", "WEBP": "webp", "PNG": "png"}
+
+# Tags of EXIF, which is a TIFF without pixels, that tell how pixels lie in the file: the size, compression, strips, tiles,
+# samples, palette, thumbnail. A TIFF has them all, some phones write a few, and none is true of the result.
+LAYOUT_TAGS = {*range(254, 267), 273, *range(277, 282), 284, *range(286, 294), 297, 317, *range(320, 326), 330}
+LAYOUT_TAGS |= {*range(332, 337), *range(338, 348), *range(512, 533), 34675}
 
 
 @dataclass
@@ -41,7 +47,8 @@ class Picture:
     size: tuple[int, int] = (0, 0)  # width, height
     gray: bool = False
     format: str = "png"  # to write it in, if nobody asks for another: a key of FORMATS
-    info: dict = field(default_factory=dict)  # of icc_profile, dpi, exif, text, loop
+    info: dict = field(default_factory=dict)  # of icc_profile, dpi, exif, text, loop (0: endless; none: once)
+    pages: int = 1  # of the file, of which this is the first
 
 
 def read_picture(path) -> Picture:
@@ -51,29 +58,42 @@ def read_picture(path) -> Picture:
         image = Image.open(path)
         count = getattr(image, "n_frames", 1) if image.format in ANIMATED_INPUTS else 1
         if count > 1:
-            frames = (_frame(frame) for frame in ImageSequence.Iterator(image))
+            frames = (_frame(upright(frame)) for frame in ImageSequence.Iterator(image))
             form, gray, size = ANIMATED_INPUTS[image.format], False, image.size
+            size = size[::-1] if orientation_of(image) >= 5 else size
         else:
-            upright = ImageOps.exif_transpose(image)
-            frame = _deep_frame(path, image) or _frame(upright)
+            frame = _deep_frame(path, image) or _frame(upright(image))
             gray = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
             frames, size = [frame], frame.rgb.shape[1::-1]
             form = LOSSLESS_INPUTS.get(image.format, "png")
-        info = {key: image.info[key] for key in ("icc_profile", "dpi", "loop") if image.info.get(key)}
+        info = {key: image.info[key] for key in ("icc_profile", "dpi") if image.info.get(key)}
+        if "loop" in image.info:
+            info["loop"] = image.info["loop"]
         if image.mode in ("CMYK", "YCbCr", "LAB"):
             info.pop("icc_profile", None)  # it describes the inks, and the pixels are RGB now
         info["text"] = {key: value for key, value in getattr(image, "text", {}).items() if isinstance(value, str)}
-        exif = image.getexif()
-        exif.pop(0x0112, None)  # the orientation, which is applied
-        if len(exif):
-            info["exif"] = exif.tobytes()
+        with contextlib.suppress(Exception):  # what EXIF says is often damaged, and the picture is whole all the same
+            info |= _exif_of_the_result(image)
     except ImageError:
         raise
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except Exception as error:  # Pillow raises whatever its decoders do
         raise ImageError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from None
-    return Picture(_checked(frames, path), count, size, gray, form, info)
+    pages = image.n_frames if image.format == "TIFF" else 1
+    return Picture(_checked(frames, path), count, size, gray, form, info, pages)
+
+
+def _exif_of_the_result(image):
+    """The EXIF block of an image as {"exif": bytes}, without what is not true of the result; {} if nothing is left."""
+    exif = Image.Exif()
+    exif.load(image.getexif().tobytes())  # a copy, since the frames of an animation will ask the original how to turn
+    for tag in {0x0112, *LAYOUT_TAGS} & set(exif):  # 0x0112: the orientation, which is applied
+        del exif[tag]
+    if 0x8769 in exif:
+        for tag in (0xA002, 0xA003):  # the width and height, once more
+            exif.get_ifd(0x8769).pop(tag, None)
+    return {"exif": exif.tobytes()} if len(exif) else {}
 
 
 def _checked(frames, path):
@@ -113,6 +133,8 @@ def _deep_frame(path, image) -> Frame | None:
             return None
         pixels = _decode_deep_png(path)
     elif image.format == "TIFF" and np.max(image.tag_v2.get(258, 8)) == 16 and len(np.atleast_1d(image.tag_v2.get(258))) > 1:
+        if image.tag_v2.get(262) not in (1, 2) or image.tag_v2.get(338) == (1,):
+            return None  # neither gray nor RGB, or with its alpha multiplied in: Pillow converts that, at 8 bits
         from tifffile import imread  # of scikit-image
 
         pixels = imread(path)
@@ -120,7 +142,7 @@ def _deep_frame(path, image) -> Frame | None:
             raise ValueError("a 16-bit TIFF of a layout that is not supported")
     else:
         return None
-    pixels = np.ascontiguousarray(_upright(pixels, image.getexif().get(0x0112, 1)))
+    pixels = np.ascontiguousarray(_upright(pixels, orientation_of(image)))
     alpha = pixels[..., -1] if pixels.shape[2] in (2, 4) else None
     rgb = pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
     return Frame(rgb, alpha)
@@ -182,8 +204,11 @@ def write_picture(path, picture):
                 yield _image(frame, picture.gray, form)
 
         images = list(rest()) if form == "png" else rest()  # Pillow goes through those of a PNG twice
-        options |= {"save_all": True, "append_images": images, "loop": picture.info.get("loop", 0), "duration": durations}
-        options |= {"disposal": 2} if form == "gif" else {}
+        options |= {"save_all": True, "append_images": images, "duration": durations}
+        if "loop" in picture.info or form != "gif":  # a GIF without it plays once
+            options["loop"] = picture.info.get("loop", 1)
+        if form == "gif":
+            options["disposal"] = 2
     image = _image(first, picture.gray, form)
     try:
         with atomic_write(path) as file:

@@ -30,7 +30,12 @@ def parse_arguments():
         metavar="FILE",
         help="the weights to mix in, which --weights were trained from",
     )
-    add("--outscale", type=number(float, 0.01), metavar="FACTOR", help="resize the result to this factor (default: keep it)")
+    add(
+        "--outscale",
+        type=number(float, 0.01, 100),
+        metavar="FACTOR",
+        help="resize the result to this factor",
+    )
     add("--format", choices=FORMATS, help="of the results (default: the input's if it is lossless, else png)")
     add("--overwrite", action="store_true", help="replace results that exist")
     add("--compare", action="store_true", help="also write a labelled panel and a page with a before/after slider")
@@ -42,6 +47,7 @@ def parse_arguments():
 if __name__ == "__main__":  # before the imports that take seconds, so that --help and a bad flag answer at once
     args = parse_arguments()
 
+import contextlib
 import sys
 import time
 from dataclasses import replace
@@ -61,6 +67,7 @@ from utils import (
     atomic_write,
     blend_networks,
     enlarge,
+    is_out_of_memory,
     load_network,
     pick_device,
     pick_dtype,
@@ -153,8 +160,21 @@ def upscale_file(path, network, args, written):
     write_picture(target, replace(picture, frames=results()))
     frames = f", {picture.count} frames" if picture.count > 1 else ""
     print(f"{path}: {picture.size[0]}x{picture.size[1]} -> {target}: {size[0]}{frames}, inference {seconds[0]:.2f} s")
+    if picture.pages > 1:
+        print(f"  it has {picture.pages} pages, of which this is the first")
     if args.compare:
         compare(*first, target, args.weights.stem)
+
+
+@contextlib.contextmanager
+def memory_errors(path):
+    """Turn the errors of memory that `upscale` cannot help, as by smaller tiles, into a UserError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"{path}: not enough memory for its result") from None
 
 
 def check_target(target, args, written):
@@ -179,7 +199,8 @@ def main(args):
     written, failed = set(), 0
     for path in tqdm(files, unit="file", disable=None if len(files) > 1 else True):
         try:
-            upscale_file(path, network, args, written)
+            with memory_errors(path):
+                upscale_file(path, network, args, written)
         except UserError as error:
             if len(files) == 1:
                 raise

@@ -13,7 +13,7 @@ the content loss otherwise, never by PSNR, which falls as pictures get sharper.
 from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, user_errors
 
 
-def parse_arguments():
+def parse_arguments(words=None):
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--init", metavar="FILE", help="weights of stage 1 to start from; or none: from scratch, as nobody should")
@@ -29,7 +29,8 @@ def parse_arguments():
     add("--vgg-weights", default="imagenet", metavar="FILE", help="state dict of VGG19's features; imagenet is downloaded")
     add(
         "--vgg-layer",
-        type=number(int, 11, 54),
+        type=int,
+        choices=(11, 12, 21, 22, 31, 32, 33, 34, 41, 42, 43, 44, 51, 52, 53, 54),
         nargs="+",
         default=[54],
         metavar="IJ",
@@ -70,8 +71,8 @@ def parse_arguments():
         help="keep the statistics of batch normalisation of the start, in the generator or in both networks",
     )
     add("--lpips-backbone", metavar="FILE", help="state dict of AlexNet's features, or imagenet: choose best.pth by LPIPS")
-    add_training_arguments(parser, steps=200_000, learning_rate=1e-4, schedule="step")
-    return parser.parse_args()
+    add_training_arguments(parser, stage=2, steps=200_000, learning_rate=1e-4, schedule="step")
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":  # before the imports that take seconds, so that --help and a bad flag answer at once
@@ -113,13 +114,13 @@ def vgg_features(vgg, imgs, args):
 
 
 def content_loss(sr_features, hr_features, args):
-    """The content loss (section 2.2.1), of which the paper has the mean squared error of one layer."""
+    """The content loss (section 2.2.1) of lists of features (N, C, H, W); the paper's is the mean squared error of one."""
     distance = {"mse": F.mse_loss, "l1": F.l1_loss, "cosine": cosine_distance}[args.content_loss]
     return sum(distance(sr, hr) for sr, hr in zip(sr_features, hr_features))
 
 
 def cosine_distance(sr_features, hr_features):
-    """1 - cos of the angle between features, meaned over places: as in LPIPS, faint texture counts as much as strong."""
+    """1 - cos of the angle between features, averaged over places: as in LPIPS, faint texture counts as much as strong."""
     return 1 - F.cosine_similarity(sr_features, hr_features, dim=1).mean()
 
 
@@ -140,7 +141,7 @@ def squares(imgs, side):
 def grid_loss(difference, scale):
     """How much of SR - HR (N, 3, H, W) repeats with the period of the scale, as patterns of PixelShuffle do.
 
-    Each of the scale x scale sub-pixels of a LR pixel is meaned over 8x8 LR pixels. Texture comes out near zero,
+    Each of the scale x scale sub-pixels of a LR pixel is averaged over 8x8 LR pixels. Texture comes out near zero,
     since it does not know where LR pixels begin; a pattern that does remains, and is squared.
     """
     sub_pixels = F.pixel_unshuffle(difference, scale)
@@ -258,12 +259,10 @@ def main(args):
 
     torch.manual_seed(args.seed)
     try:
-        deepest = max((divmod(layer, 10) for layer in args.vgg_layer), key=lambda ij: TruncatedVGG19.depth(*ij))
-        vgg = TruncatedVGG19(*deepest, args.vgg_weights)
+        vgg = TruncatedVGG19(*divmod(max(args.vgg_layer), 10), args.vgg_weights)
     except (ValueError, OSError) as error:
         raise UserError(
-            f"--vgg-weights {args.vgg_weights} --vgg-layer {args.vgg_layer}: {error}; give the path of a state dict of "
-            "torchvision's vgg19().features"
+            f"--vgg-weights {args.vgg_weights}: {error}; give the path of a state dict of torchvision's vgg19().features"
         ) from None
     vgg.to(run.device, memory_format=torch.channels_last)
     vgg.layers.to(run.dtype)  # or autocast would cast the weights anew in each step

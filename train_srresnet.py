@@ -10,15 +10,15 @@ results/RUN. The bare defaults are the paper's recipe: 1,000,000 steps of Adam a
 from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, user_errors
 
 
-def parse_arguments():
+def parse_arguments(words=None):
     parser = ArgumentParser(__doc__)
     parser.add_argument("--arch", choices=("srresnet", "srcnn"), default="srresnet", help="the network to train")
     parser.add_argument("--init", metavar="FILE", help="weights to start from, of any scale; what fits is taken")
     parser.add_argument("--blocks", type=number(int, 1), default=16, help="residual blocks of SRResNet")
     parser.add_argument("--channels", type=number(int, 1), default=64, help="channels of SRResNet")
     parser.add_argument("--freeze-bn", action="store_true", help="keep the statistics of batch normalisation of the start")
-    add_training_arguments(parser, steps=1_000_000, learning_rate=1e-4, schedule="constant")
-    return parser.parse_args()
+    add_training_arguments(parser, stage=1, steps=1_000_000, learning_rate=1e-4, schedule="constant")
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":  # before the imports that take seconds, so that --help and a bad flag answer at once

@@ -20,7 +20,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line and runs
@@ -67,12 +67,18 @@ def user_errors():
         sys.exit(130)
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The description as it is written, and after the help of a flag its default, if it has one."""
+
+    def _get_help_string(self, action):
+        return super()._get_help_string(action) if action.default not in (None, False, []) else action.help
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse, with the script's docstring as it is written, defaults in the help, and errors of one line."""
+    """argparse, with the script's docstring as its description, defaults in the help, and errors of one line."""
 
     def __init__(self, description):
-        formatter = type("Formatter", (argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter), {})
-        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def error(self, message):
         print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
@@ -102,9 +108,10 @@ def add_device_arguments(parser):
     )
 
 
-def add_training_arguments(parser, steps, learning_rate, schedule):
-    """The flags that both stages share."""
+def add_training_arguments(parser, stage, steps, learning_rate, schedule):
+    """The flags that both stages (1 and 2) share."""
     add = parser.add_argument
+    parser.set_defaults(stage=stage)
     add("--data-folder", type=Path, default=Path("data"), help="folder with the lists of create_data_lists.py")
     add("--run", help="name of the run, for checkpoints/NAME and results/NAME (default: srresnet_x4, srgan_x4, ...)")
     add("--resume", action="store_true", help="go on from the newest whole checkpoint of the run")
@@ -121,7 +128,7 @@ def add_training_arguments(parser, steps, learning_rate, schedule):
     )
     add("--warmup-steps", type=number(int, 0), default=0, help="steps of linear rise of the learning rate")
     add("--ema-decay", type=number(float, 0, 1), default=0.999, help="of the moving average of the weights, per step")
-    add("--seed", type=number(int, 0), default=0, help="of the initial weights and the sample stream")
+    add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of the initial weights and the sample stream")
     add("--workers", type=number(int, 0), help="loader processes (default: 0 for a pack on the CPU, else up to 8)")
     add_device_arguments(parser)
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where a long run gains from it")
@@ -211,8 +218,8 @@ def should_compile(args, device, dtype):
     """
     import torch
 
-    gains = device.type == "cuda" or (dtype == torch.bfloat16 and "vgg_layer" not in vars(args))
-    # (On the CPU it gains a tenth of stage 1's step in bf16, nothing in fp32, and loses a tenth of stage 2's.)
+    # On the CPU it gains a tenth of stage 1's step in bf16, nothing in fp32, and loses a tenth of stage 2's.
+    gains = device.type == "cuda" or (dtype == torch.bfloat16 and args.stage == 1)
     if args.compile == "off" or (args.compile == "auto" and (args.dry_run or args.steps < 2000 or not gains)):
         return False
     compilers = [os.environ.get("CXX", "c++"), "g++", "clang++"] if device.type == "cpu" else ["cc", "gcc", "clang"]
@@ -238,7 +245,9 @@ class Processes:
         if self.count == 1:
             return
         if self.device.type == "cuda":
-            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            if device_name not in ("auto", "cuda"):
+                raise UserError(f"--device {device_name}: torchrun gives each process a GPU of its own; give --device cuda")
+            self.device = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")  # refused if there are more processes than GPUs
             torch.cuda.set_device(self.device)
         torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         self.control = torch.distributed.new_group(backend="gloo")  # for flags and figures, which are not on the GPU
@@ -541,17 +550,19 @@ class Run:
         import torch
 
         before, now = checkpoint["args"], vars(self.args)
-        if ("vgg_layer" in before) != ("vgg_layer" in now):
+        if before.get("stage") != now["stage"]:
             raise UserError(f"--resume: the run {self.name} is one of the other stage; give another name by --run")
         free = FREE_ON_RESUME | ({"steps"} if now["schedule"] == "constant" else set())
-        changed = [key for key in sorted(now) if key not in free and before.get(key, now[key]) != now[key]]
+        # A flag that the checkpoint does not know yet was off: None, False or 0.
+        changed = [key for key in sorted(now) if key not in free and (before.get(key) or None) != (now[key] or None)]
         if changed:
-            changes = "; ".join(f"--{key.replace('_', '-')} was {before[key]}, is {now[key]}" for key in changed)
+            changes = "; ".join(f"--{key.replace('_', '-')} was {before.get(key)}, is {now[key]}" for key in changed)
             raise UserError(f"--resume would change the result of the run {self.name}: {changes}")
         if checkpoint["data"] != dataset.fingerprint:
             raise UserError(f"--resume: {dataset.list_file} is not the list of images that the run {self.name} began with")
         self.sums = {k: torch.tensor(v, device=self.device) for k, v in checkpoint["log"]["sums"].items()}
         self.count, self.best = checkpoint["log"]["count"], checkpoint["best"]
+        now |= {key: value for key, value in before.items() if key.startswith("init")}  # for the record of where it began
         return checkpoint["step"]
 
 
@@ -647,7 +658,7 @@ def load_checkpoint(path) -> dict:
             f"{path}: holds a Python object ({found[1]}), which could run code, and is not loaded; with the code that made it, "
             "load it and save its weights alone: torch.save(model.state_dict(), 'weights.pth')"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError):
+    except Exception:  # PyTorch raises whatever the bytes lead it to
         raise UserError(f"{path}: not a whole PyTorch file (truncated, or something else)") from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__}, not a checkpoint")
@@ -784,7 +795,7 @@ def read_image(path) -> np.ndarray:
         if Path(path).exists() and not Path(path).is_file():
             raise ValueError("it is no file")  # a named pipe would be waited for
         with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)  # or it would copy the pixels even of an upright image
+            image = upright(image)
             if image.mode == "F":
                 raise ValueError("floating-point pixels, whose range nobody knows")
             if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
@@ -797,6 +808,24 @@ def read_image(path) -> np.ndarray:
         raise ImageError(f"{path}: no such file") from None
     except Exception as error:  # Pillow raises whatever its decoders do
         raise ImageError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from None
+
+
+def orientation_of(image):
+    """The orientation of a Pillow image by its EXIF, 1 (upright) to 8; 1 if that is damaged, as it often is."""
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # Pillow raises whatever the bytes lead it to
+        return 1
+    return int(orientation) if orientation in range(1, 9) else 1
+
+
+def upright(image):
+    """The Pillow image turned as its EXIF says; itself, and not a copy, if it is upright."""
+    turns = Image.Transpose
+    methods = [None, turns.FLIP_LEFT_RIGHT, turns.ROTATE_180, turns.FLIP_TOP_BOTTOM]
+    methods += [turns.TRANSPOSE, turns.ROTATE_270, turns.TRANSVERSE, turns.ROTATE_90]
+    method = methods[orientation_of(image) - 1]
+    return image if method is None else image.transpose(method)
 
 
 def write_image(path, img):
@@ -1001,8 +1030,6 @@ def evaluate(network, pairs, more_metrics=None, processes=None, on_image=None) -
     entries = {}
     for i in range(rank, len(pairs), count):
         name, lr_img, hr_img = pairs[i]
-        if min(hr_img.shape[:2]) < 2 * pairs.scale + 11:
-            raise ImageError(f"{pairs.paths[i]}: too small to measure: SSIM needs 11 pixels within a border of {pairs.scale}")
         sr_img = enlarge(lr_img, pairs.scale) if network is None else upscale(network, lr_img)
         entries[i] = {"image": name, "psnr": psnr(sr_img, hr_img, pairs.scale), "ssim": ssim(sr_img, hr_img, pairs.scale)}
         for key, measure in (more_metrics or {}).items():

@@ -1,19 +1,22 @@
-"""Upscaling a video: frame by frame, with its frame rate and its sound, through PyAV (an optional package)."""
+"""Upscaling a video: frame by frame, with its frame rate, its colours and its sound, through PyAV (an optional package)."""
 
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from utils import ImageError, UserError
 
+BT601, BT709, UNSPECIFIED = 5, 1, 2  # matrices between RGB and YUV, by their numbers in the standards (ITU-T H.273)
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"}
 
 
 def upscale_video(source, target, upscale_rgb) -> int:
     """Write `source` to the MP4 file `target` with each frame passed through `upscale_rgb` ((H, W, 3) uint8 to the same).
 
-    Frames are streamed, so memory does not grow with the length; times and sound are copied. Returns the number of
-    frames. Raises ImageError for a file that is no video, UserError without the package av; then no file is left.
+    Frames are streamed, so memory does not grow with the length; they are turned upright, which a phone leaves to the
+    player. Times and sound are copied. Returns the number of frames. Raises ImageError for a file that is no video,
+    UserError without the package av; then no file is left.
     """
     try:
         import av
@@ -30,6 +33,18 @@ def upscale_video(source, target, upscale_rgb) -> int:
     finally:
         temporary.unlink(missing_ok=True)
     return count
+
+
+def _upright_rgb(frame):
+    """The frame as (H, W, 3) uint8. Where it does not tell its matrix, that is the usual one of its size."""
+    matrix = frame.colorspace if frame.colorspace != UNSPECIFIED else BT709 if frame.height >= 720 else BT601
+    return np.rot90(frame.reformat(format="rgb24", src_colorspace=matrix).to_ndarray(), round(frame.rotation / 90))
+
+
+def _tag_colours(encoder, frame):
+    """Let the stream say what its colours mean, or a player would guess, and by the new size."""
+    encoder.colorspace, encoder.color_range = BT709, 1  # 1: luma from 16 to 235
+    encoder.color_primaries, encoder.color_trc = frame.color_primaries, frame.color_trc
 
 
 def _copy(av, reader, writer, upscale_rgb):
@@ -49,7 +64,7 @@ def _copy(av, reader, writer, upscale_rgb):
                 packets.append(packet)
         else:
             for frame in packet.decode():
-                pixels = upscale_rgb(frame.to_ndarray(format="rgb24"))
+                pixels = upscale_rgb(_upright_rgb(frame))
                 # yuv420p halves the colours' resolution, so it needs even sides: a last row or column may go
                 pixels = pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2]
                 if video_out is None:
@@ -57,7 +72,12 @@ def _copy(av, reader, writer, upscale_rgb):
                     video_out.height, video_out.width = pixels.shape[:2]
                     video_out.pix_fmt = "yuv420p"
                     video_out.time_base = video_in.time_base
+                    aspect = video_in.sample_aspect_ratio  # of a pixel
+                    if aspect:
+                        video_out.codec_context.sample_aspect_ratio = 1 / aspect if frame.rotation % 180 else aspect
+                    _tag_colours(video_out.codec_context, frame)
                 result = av.VideoFrame.from_ndarray(pixels.copy(), format="rgb24")
+                result = result.reformat(format="yuv420p", dst_colorspace=BT709)
                 result.pts, result.time_base = frame.pts, frame.time_base
                 writer.mux(video_out.encode(result))
                 count += 1

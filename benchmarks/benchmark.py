@@ -192,9 +192,7 @@ def srgan_step(ours, args):
     if not ours:
         return lambda lr, hr: plain_srgan_step(g, d, vgg, optimizer_g, optimizer_d, lr, hr)
     vgg.layers.to(args.dtype)
-    options = SimpleNamespace(vgg_layer=[54], vgg_before_relu=False, vgg_factor=1.0, content_loss="mse")
-    options.discriminator_crop, options.adversarial_weight = None, 1e-3
-    options.texture_weight = options.pixel_weight = options.colour_weight = options.grid_weight = 0
+    options = train_srgan.parse_arguments([])  # the paper's
     return lambda lr, hr: train_srgan.train_step(g, d, vgg, optimizer_g, optimizer_d, lr, hr, options, args.dtype)
 
 
@@ -438,8 +436,8 @@ def main(args):
     args.device = pick_device(args.device)
     args.dtype = pick_dtype(args.precision, args.device)
     long_run = {"compile": args.compile, "dry_run": args.quick, "steps": 10**6}
-    args.compile = should_compile(SimpleNamespace(**long_run), args.device, args.dtype)
-    args.compile_gan = should_compile(SimpleNamespace(**long_run, vgg_layer=54), args.device, args.dtype)
+    args.compile_gan = should_compile(SimpleNamespace(**long_run, stage=2), args.device, args.dtype)
+    args.compile = should_compile(SimpleNamespace(**long_run, stage=1), args.device, args.dtype)
     if args.quick:
         args.rounds, args.batch_size, args.crop_size = min(args.rounds, 2), min(args.batch_size, 8), min(args.crop_size, 32)
     lines = [machine(args), "", "| what | plain baseline | this repository | times better |", "|---|---|---|---|"]

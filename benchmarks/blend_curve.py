@@ -52,7 +52,10 @@ def main(args):
     axes.grid(alpha=0.3)
     axes.legend()
     args.picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.picture)
+    try:
+        figure.savefig(args.picture)
+    except ValueError as error:
+        raise UserError(f"{args.picture}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ def entries(psnr, lpips):
     return {"Set5": [{"image": "a", "psnr": psnr, "ssim": 0.8, "lpips": lpips}]}
 
 
-def draw(tmp_path, results):
+def draw(tmp_path, results, picture="images/blend.svg"):
     (tmp_path / "metrics.json").write_text(json.dumps(results))
-    command = [sys.executable, ROOT / "benchmarks/blend_curve.py", "metrics.json", "images/blend.svg"]
+    command = [sys.executable, ROOT / "benchmarks/blend_curve.py", "metrics.json", picture]
     return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
 
@@ -33,3 +33,9 @@ def test_figures_without_lpips_are_refused(tmp_path):
     results = {name: {"Set5": [{"image": "a", "psnr": 28.0, "ssim": 0.8}]} for name in ("bicubic", "a", "b")}
     done = draw(tmp_path, results)
     assert done.returncode == 2 and "--lpips" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_ending_of_no_picture_is_refused(tmp_path):
+    results = {name: entries(30, 0.2) for name in ("bicubic", "a", "b")}
+    done = draw(tmp_path, results, "blend.xyz")
+    assert done.returncode == 2 and "xyz" in done.stderr and done.stderr.count("\n") == 1

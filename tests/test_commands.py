@@ -31,6 +31,7 @@ def test_help_answers_without_importing_torch(tmp_path):
         assert "argparse" in imported and not imported & {"torch", "torchvision"}
         flags = re.findall(r"^  (--[\w-]+)", out, re.MULTILINE)
         assert flags and all(re.fullmatch("--[a-z0-9-]+", flag) for flag in flags)
+        assert "(default: " in out and not re.search(r"\(default: (None|False|\[\])\)", out)
 
 
 def test_bad_flags_end_with_status_2_and_one_line(tmp_path):
@@ -58,6 +59,7 @@ def test_a_missing_list_ends_with_status_2_and_one_line(tmp_path):
     [
         ["--scale", 5],
         ["--steps", 0],
+        ["--seed", 2**63],
         ["--batch-size", "two"],
         ["--learning-rate", -1],
         ["--learning-rate", "nan"],

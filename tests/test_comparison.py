@@ -27,6 +27,12 @@ def page(tmp_path):
     return tmp_path / "page.html"
 
 
+def test_a_title_may_hold_any_word(page, tmp_path):
+    comparison.write_page(tmp_path / "body.html", "BODY of TITLE", ["<figure></figure>"])
+    text = (tmp_path / "body.html").read_text()
+    assert text.count("<figure></figure>") == 1 and text.count("BODY of TITLE") == 2
+
+
 def test_page_needs_nothing_but_itself(page):
     text = page.read_text()
     assert set(re.findall(r'src="([^:"]*:)', text)) == {"data:"}

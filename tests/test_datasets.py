@@ -1,6 +1,7 @@
 """Training samples are a pure function of their number, reach every part of every image, and are degraded as Pillow does."""
 
 import itertools
+import pickle
 import shutil
 
 import numpy as np
@@ -248,6 +249,27 @@ def test_a_pack_holds_the_pixels_of_the_files(lists):
     assert len(dataset.paths) == 10
     for number, path in enumerate(dataset.paths):
         assert np.array_equal(dataset.pack[number], utils.read_image(path))
+
+
+def test_a_worker_that_is_no_fork_opens_the_pack_itself(lists):
+    dataset = open_lists(lists["on"])
+    sent = pickle.dumps(dataset)
+    assert len(sent) < 10_000 < dataset.pack.pixels.nbytes
+    assert np.array_equal(pickle.loads(sent)[7], dataset[7])
+
+
+def test_names_of_test_images_are_unique(tmp_path, photographs):
+    paths = [tmp_path / name for name in ("a/x.png", "b/x.png", "b/y.png")]
+    for path, photograph in zip(paths, photographs):
+        for folder in (tmp_path, tmp_path / "lr"):
+            (folder / path.relative_to(tmp_path)).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photograph).save(path)
+        small = utils.downscale(utils.crop_to_multiple(photograph, 4), 4)
+        Image.fromarray(small).save(tmp_path / "lr" / path.relative_to(tmp_path))
+    given, made = datasets.TestPairs(paths, 4, tmp_path / "lr"), datasets.TestPairs(paths, 4)
+    assert given.names == ["a_x.png", "b_x.png", "y"]
+    for (_, lr_img, _), (_, expected, _) in zip(given, made):
+        assert np.array_equal(lr_img, expected)
 
 
 def test_a_pack_of_another_list_or_cut_short_is_refused(tmp_path, image_folder):

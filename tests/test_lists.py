@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -59,6 +60,17 @@ def test_names_are_relative_sorted_and_readable(tmp_path, junk):
     assert "../photos/größe 象.png" in names and "../photos/with space.png" in names
     assert "größe 象.png" in (tmp_path / "data" / "photos_test_images.json").read_text(encoding="utf-8")  # not escaped
     assert all(utils.read_image(path).shape[2] == 3 for path in utils.read_list(tmp_path / "data/photos_test_images.json"))
+
+
+def test_the_data_folder_may_be_a_link(tmp_path, image_folder, monkeypatch):
+    (tmp_path / "big/disk").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here/data").symlink_to(tmp_path / "big/disk")
+    (tmp_path / "here/photos").symlink_to(image_folder)
+    call("create_data_lists", "--train-folders", "photos", "--min-size", 32, "--validation-images", 2)
+    assert found_in(Path("data"), "train", "validation") == set(image_folder.iterdir())
+    assert SRDataset(Path("data/train_images.json"), 32).pack is not None
 
 
 def test_no_recursive_leaves_out_the_folders_within(tmp_path, junk):

@@ -194,6 +194,7 @@ def test_features_of_several_layers(vgg_state, before_relu, kind):
         assert (features.min() < 0) == before_relu
     with pytest.raises(ValueError, match="max-pool"):
         vgg.features(imgs, [(1, 3)])
+    assert len(vgg.features(imgs, [(1, 2), (1, 2)], before_relu)) == 1
 
 
 def test_truncated_vgg19_is_frozen_and_stays_in_eval_mode(vgg_state):

@@ -12,6 +12,7 @@ import pictures
 import test as test_script
 import utils
 from models import SRResNet
+from video import upscale_video
 
 PHOTOGRAPH = Image.fromarray(data.astronaut()).resize((48, 40))
 
@@ -88,6 +89,22 @@ def test_orientation_is_applied_at_8_and_16_bits(orientation, tmp_path):
     assert np.array_equal(pictures._upright(deep, orientation) // 257, upright)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_exif_does_not_cost_the_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a phone"
+    exif.get_ifd(0x8769).update({0x9003: "2026:01:02 03:04:05", 0xA002: 48})
+    PHOTOGRAPH.save(tmp_path / "a.jpg", exif=exif)
+    whole = bytearray((tmp_path / "a.jpg").read_bytes())
+    start = whole.index(b"Exif") + 6
+    for i in range(start, start + len(exif.tobytes()) - 6):
+        for value in (0, 12, 255):
+            (tmp_path / "a.jpg").write_bytes(whole[:i] + bytes([value]) + whole[i + 1 :])
+            frame = next(iter(pictures.read_picture(tmp_path / "a.jpg").frames))
+            assert sorted(frame.rgb.shape) == [3, 40, 48]
+            assert np.array_equal(utils.read_image(tmp_path / "a.jpg"), frame.rgb)
+
+
 def test_metadata_is_kept(upscale, tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
@@ -98,6 +115,15 @@ def test_metadata_is_kept(upscale, tmp_path):
     assert result.info["icc_profile"] == profile
     assert result.info["dpi"] == pytest.approx((300, 300), abs=0.1)
     assert dict(result.getexif()) == {0x010E: "a description"}
+    # But not what described the pixels of the file it came from, and a TIFF of other sizes could not even be written.
+    exif = Image.Exif()
+    exif[0x0100], exif[0x0101], exif[0x010F] = 48, 40, "a phone"
+    exif.get_ifd(0x8769).update({0xA002: 48, 0xA003: 40, 0x9003: "2026:01:02 03:04:05"})
+    PHOTOGRAPH.save(tmp_path / "c.jpg", exif=exif)
+    for form, ending in (("jpg", ".jpg"), ("png", ".png"), ("webp", ".webp"), ("tiff", ".tif")):
+        result = Image.open(upscale("c.jpg", f"c_x4{ending}", "--format", form)).getexif()
+        assert result[0x010F] == "a phone" and result.get(0x0100, 192) == 192
+        assert dict(result.get_ifd(0x8769)) == {0x9003: "2026:01:02 03:04:05"}
     text = PngImagePlugin.PngInfo()
     text.add_itxt("Title", "früh am Morgen")
     PHOTOGRAPH.save(tmp_path / "b.png", pnginfo=text)
@@ -117,6 +143,66 @@ def test_animations_keep_their_frames_and_timing(ending, upscale, tmp_path):
         result.load()
         shown.append(result.info["duration"])
     assert shown == durations
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate"])
+def test_tiffs_become_tiffs(mode, compression, upscale, tmp_path):
+    PHOTOGRAPH.convert(mode).save(tmp_path / "a.tif", compression=compression, dpi=(300, 300), description="the moon")
+    result = Image.open(upscale("a.tif", "a_x4.tif"))
+    assert result.size == (192, 160) and result.mode == {"1": "L", "P": "RGB", "CMYK": "RGB"}.get(mode, mode)
+    assert result.info["dpi"] == (300, 300) and result.getexif()[270] == "the moon"
+    assert upscale("a.tif", "a_x4.png", "--format", "png").exists()
+
+
+def test_an_animation_that_plays_once_stays_so(upscale, tmp_path):
+    frames = [PHOTOGRAPH.rotate(10 * i) for i in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=50)
+    assert "loop" not in Image.open(upscale("a.gif", "a_x4.gif")).info
+    assert Image.open(upscale("a.gif", "a_x4.webp", "--format", "webp")).info["loop"] == 1
+    frames[0].save(tmp_path / "b.gif", save_all=True, append_images=frames[1:], duration=50, loop=0)
+    assert Image.open(upscale("b.gif", "b_x4.gif")).info["loop"] == 0
+
+
+def test_an_animation_is_turned_upright(upscale, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    frames = [PHOTOGRAPH.rotate(10 * i) for i in range(3)]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], duration=50, exif=exif)
+    assert pictures.read_picture(tmp_path / "a.webp").size == (40, 48)
+    result = Image.open(upscale("a.webp", "a_x4.webp"))
+    assert result.size == (160, 192) and result.n_frames == 3 and 0x0112 not in result.getexif()
+
+
+def test_of_several_pages_the_first_is_enlarged_and_the_others_are_named(upscale, tmp_path, capsys):
+    PHOTOGRAPH.save(tmp_path / "a.tif", save_all=True, append_images=[PHOTOGRAPH.rotate(90)] * 2)
+    upscale("a.tif", "a_x4.tif")
+    assert "it has 3 pages, of which this is the first" in capsys.readouterr().out
+
+
+def test_deep_tiffs_of_other_colours_are_read_at_8_bits(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    inks = np.zeros((20, 24, 4), np.uint16)
+    inks[..., 0] = 65535
+    tifffile.imwrite(tmp_path / "cmyk.tif", inks, photometric="separated")
+    frame = next(iter(pictures.read_picture(tmp_path / "cmyk.tif").frames))
+    assert frame.alpha is None and frame.rgb[0, 0].tolist() == [0, 255, 255]  # cyan
+    pixels = np.full((20, 24, 4), 32768, np.uint16)
+    tifffile.imwrite(tmp_path / "multiplied.tif", pixels, photometric="rgb", extrasamples=["assocalpha"])
+    frame = next(iter(pictures.read_picture(tmp_path / "multiplied.tif").frames))
+    assert frame.rgb[0, 0].min() >= 254 and frame.alpha[0, 0] == 128  # white, half transparent
+
+
+def test_what_does_not_fit_into_memory_is_one_clear_error(upscale, tmp_path, monkeypatch):
+    PHOTOGRAPH.save(tmp_path / "a.png")
+
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(test_script, "upscale", full)
+    with pytest.raises(utils.UserError, match="a.png: not enough memory"):
+        upscale("a.png", "a_x4.png")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_formats(upscale, tmp_path):
@@ -177,6 +263,30 @@ def test_video(upscale, tmp_path):
     with av.open(str(tmp_path / "out/a_x4.mp4")) as result, av.open(str(tmp_path / "a.mp4")) as source:
         tones = [np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)]) for file in (source, result)]
         assert np.array_equal(*tones)  # the sound is copied as it is
+
+
+@pytest.mark.parametrize("matrix, rotation", [(1, 0), (5, 90), (2, 270)])
+def test_video_keeps_its_colours_and_stands_upright(matrix, rotation, tmp_path):
+    av = pytest.importorskip("av")
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[:24], image[24:] = (0, 220, 0), (60, 0, 200)
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        video = file.add_stream("libx264", rate=12)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.codec_context.colorspace = matrix
+        video.set_display_rotation(rotation)
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        file.mux(video.encode(frame.reformat(format="yuv420p", dst_colorspace=1 if matrix == 1 else 5)))
+        file.mux(video.encode())
+    seen, target = [], tmp_path / "b.mp4"
+    upscale_video(tmp_path / "a.mp4", target, lambda rgb: seen.append(rgb) or rgb.repeat(4, 0).repeat(4, 1))
+    upright = np.rot90(image, rotation // 90)
+    assert np.abs(seen[0].astype(int) - upright).mean() < 5  # with the other matrix it is 11
+    with av.open(str(target)) as result:
+        frame = next(result.decode(video=0))
+        assert frame.colorspace == 1 and frame.rotation == 0
+        pixels = frame.reformat(format="rgb24", src_colorspace=1).to_ndarray()[::4, ::4].astype(int)
+        assert np.abs(pixels - upright).mean() < 5
 
 
 def test_what_is_no_video_is_one_clear_error(upscale, tmp_path):

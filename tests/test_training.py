@@ -1,5 +1,6 @@
 """One training step of each stage against its equations, and whole small runs: interrupted, resumed, gone wrong."""
 
+import contextlib
 import copy
 import csv
 import math
@@ -18,9 +19,7 @@ from conftest import call, refusal
 from datasets import training_pair
 from models import Discriminator, Generator, SRResNet, TruncatedVGG19
 
-GAN_ARGS = SimpleNamespace(scale=4, vgg_layer=[22], vgg_before_relu=False, vgg_factor=0.5, content_loss="mse")
-GAN_ARGS.discriminator_crop, GAN_ARGS.adversarial_weight = None, 0.1
-GAN_ARGS.texture_weight = GAN_ARGS.pixel_weight = GAN_ARGS.colour_weight = GAN_ARGS.grid_weight = 0.0
+GAN_ARGS = train_srgan.parse_arguments(["--vgg-layer=22", "--vgg-factor=0.5", "--adversarial-weight=0.1"])
 
 
 @pytest.fixture
@@ -212,9 +211,8 @@ def test_learning_rate_schedules():
     assert rates("cosine") == pytest.approx([0.25 * (1 + math.cos(math.pi * i / 10)) for i in range(10)])
 
 
-def test_bare_defaults_are_the_papers_schedules(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["train.py"])
-    stage_1, stage_2 = train_srresnet.parse_arguments(), train_srgan.parse_arguments()
+def test_bare_defaults_are_the_papers_schedules():
+    stage_1, stage_2 = train_srresnet.parse_arguments([]), train_srgan.parse_arguments([])
     assert (stage_1.steps, stage_2.steps) == (1_000_000, 200_000)
     assert {utils.learning_rate_at(step, stage_1) for step in (1, 500_001, 1_000_000)} == {1e-4}
     assert utils.learning_rate_at(100_000, stage_2) == 1e-4
@@ -246,14 +244,14 @@ def test_moving_average():
 
 
 def should_compile(compile="auto", dtype=torch.bfloat16, device="cpu", **more):
-    args = SimpleNamespace(**{"compile": compile, "dry_run": False, "steps": 2000} | more)
+    args = SimpleNamespace(**{"compile": compile, "dry_run": False, "steps": 2000, "stage": 1} | more)
     return utils.should_compile(args, torch.device(device), dtype)
 
 
 def test_compile_is_chosen_where_it_gains(monkeypatch):
     monkeypatch.setattr(utils.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert should_compile() and should_compile("on", torch.float32, steps=1)
-    assert not should_compile("off") and not should_compile(dtype=torch.float32) and not should_compile(vgg_layer=54)
+    assert not should_compile("off") and not should_compile(dtype=torch.float32) and not should_compile(stage=2)
     assert not should_compile(steps=1999) and not should_compile(dry_run=True)
 
 
@@ -383,6 +381,28 @@ def test_changed_arguments_are_listed_and_refused(stage, capsys):
     assert "--steps was 6, is 8" in refusal(capsys, script, *flags, "--resume", "--steps", 8)  # the cosine would be another
 
 
+def test_a_flag_that_the_checkpoint_does_not_know_was_off(stage, capsys):
+    script, flags = stage
+    call(script, *flags, "--schedule", "constant", "--steps", 2)
+    checkpoint = utils.load_checkpoint("checkpoints/small/step_00000002.pth")
+    del checkpoint["args"]["seed"]
+    utils.save_checkpoint("checkpoints/small/step_00000002.pth", checkpoint)
+    flags = [*flags, "--schedule", "constant", "--steps", 3, "--resume"]
+    assert "--seed was None, is 5" in refusal(capsys, script, *flags, "--seed", 5)
+    call(script, *flags)
+
+
+def test_a_resumed_run_remembers_where_it_began(stage, work):
+    script, flags = stage
+    call(script, *flags, "--schedule", "constant", "--steps", 2)
+    before = utils.read_json("results/small/config.json")
+    i = flags.index("--init") if "--init" in flags else len(flags)
+    call(script, *flags[:i], *flags[i + 2 :], "--schedule", "constant", "--steps", 3, "--resume")
+    after = utils.read_json("results/small/config.json")
+    assert after["resume"] and after["init"] == before["init"]
+    assert utils.load_newest("checkpoints/small")["args"]["init"] == before["init"]
+
+
 def test_a_run_at_a_constant_rate_may_be_prolonged(stage, work):
     script, flags = stage
     call(script, *flags, "--schedule", "constant", "--steps", 2)
@@ -453,6 +473,8 @@ def test_a_bad_validation_image_is_found_before_the_first_step(stage, work, tmp_
     bad = tmp_path / "validation/1.png"
     bad.write_bytes(bad.read_bytes()[:500])
     assert str(bad) in refusal(capsys, script, *flags, "--validate-on", tmp_path / "validation")
+    Image.fromarray(photographs[0][:18, :18]).save(bad)
+    assert "too small to measure" in refusal(capsys, script, *flags, "--validate-on", tmp_path / "validation")
     assert not (work / "checkpoints").exists() and not (work / "results").exists()
 
 
@@ -479,6 +501,17 @@ def test_stage_2_starts_from_stage_1(work, lists, vgg_file, capsys):
     assert "untrained: upsampling.0.0.weight" in out and "not used: " in out and "upsampling.1.0.weight" in out
     flags = ["--data-folder", lists["off"], "--device", "cpu", "--vgg-weights", vgg_file, "--vgg-layer", 22]
     assert "--init" in refusal(capsys, "train_srgan", *flags)
+
+
+def test_under_torchrun_each_process_needs_a_gpu_of_its_own(monkeypatch):
+    for key, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(utils.UserError, match="cuda:1: this PyTorch sees 1 CUDA devices"):
+        utils.Processes("auto")
+    with pytest.raises(utils.UserError, match="give --device cuda$"):
+        utils.Processes("cuda:0")
 
 
 # Checkpoints
@@ -518,6 +551,10 @@ def test_a_damaged_file_is_refused(weights):
     for content in (b"", whole[:100], whole[: len(whole) // 2], whole[:-1], b"no weights\n", b"<!DOCTYPE html>", b'{"a": 1}'):
         path.write_bytes(content)
         assert "whole" in refused(utils.load_checkpoint, path)
+    for i in range(200, len(whole), 97):  # PyTorch's reader has many ways to fail
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 255]) + whole[i + 1 :])
+        with contextlib.suppress(utils.UserError):
+            utils.load_network(path)
     path.unlink()
     assert "no such file" in refused(utils.load_checkpoint, path)
 
