@@ -80,7 +80,7 @@ def flags_of(script):
     parsers = []
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
 
-        def caught(parser):
+        def caught(parser, words=None):
             parsers.append(parser)
             raise InterruptedError
 
