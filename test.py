@@ -60,7 +60,7 @@ from tqdm import tqdm
 from comparison import labelled_row, slider_figure, stack, write_page
 from models import for_inference
 from pictures import FORMATS as ENDINGS
-from pictures import Frame, read_picture, to_8_bits, write_picture
+from pictures import Frame, fill_transparent, read_picture, to_8_bits, write_picture
 from utils import (
     IMAGE_SUFFIXES,
     UserError,
@@ -76,13 +76,20 @@ from utils import (
 from video import VIDEO_SUFFIXES, upscale_video
 
 
+KNOWN_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+KNOWN_SUFFIXES |= {".gif", ".apng", ".jfif", ".jpe", ".jp2", ".avif", ".ppm", ".pgm", ".tga"}
+
+
 def find_inputs(inputs):
-    """The files to upscale: those given, and the images and videos of the folders given, sorted."""
+    """The files to upscale: those given, and the images and videos of the folders given, sorted.
+
+    (A name that begins with ._ is macOS's, for what it knows of the file without.)
+    """
     files = []
     for path in inputs:
         if path.is_dir():
-            known = IMAGE_SUFFIXES | VIDEO_SUFFIXES | {".gif"}
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in known and not file.is_dir())
+            files_in_it = (file for file in path.iterdir() if not file.name.startswith("._") and not file.is_dir())
+            found = sorted(file for file in files_in_it if file.suffix.lower() in KNOWN_SUFFIXES)
             if not found:
                 raise UserError(f"{path}: no images or videos in this folder")
             files += found
@@ -107,7 +114,7 @@ def upscale_frame(network, frame, args):
         tiles_done.total = total
         tiles_done.update(done - tiles_done.n)
 
-    rgb, alpha = upscale(network, frame.rgb, args.tile, progress), None
+    rgb, alpha = upscale(network, fill_transparent(frame), args.tile, progress), None
     tiles_done.close()
     if args.outscale:
         rgb = resize(rgb, *(max(1, round(side * args.outscale)) for side in frame.rgb.shape[:2]))
@@ -160,8 +167,8 @@ def upscale_file(path, network, args, written):
     write_picture(target, replace(picture, frames=results()))
     frames = f", {picture.count} frames" if picture.count > 1 else ""
     print(f"{path}: {picture.size[0]}x{picture.size[1]} -> {target}: {size[0]}{frames}, inference {seconds[0]:.2f} s")
-    if picture.pages > 1:
-        print(f"  it has {picture.pages} pages, of which this is the first")
+    if picture.remark:
+        print(f"  {picture.remark}")
     if args.compare:
         compare(*first, target, args.weights.stem)
 

@@ -794,12 +794,12 @@ def read_image(path) -> np.ndarray:
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise ValueError("it is no file")  # a named pipe would be waited for
-        with Image.open(path) as image:
+        with open(path, "rb") as file, Image.open(file) as image:  # by its path, Pillow would map it, with errors
             image = upright(image)
             if image.mode == "F":
                 raise ValueError("floating-point pixels, whose range nobody knows")
             if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
-                image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8))
+                image = Image.fromarray((deep_gray(image) // 257).astype(np.uint8))
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -821,11 +821,22 @@ def orientation_of(image):
 
 def upright(image):
     """The Pillow image turned as its EXIF says; itself, and not a copy, if it is upright."""
+    image.load()  # which turns a TIFF
     turns = Image.Transpose
     methods = [None, turns.FLIP_LEFT_RIGHT, turns.ROTATE_180, turns.FLIP_TOP_BOTTOM]
     methods += [turns.TRANSPOSE, turns.ROTATE_270, turns.TRANSVERSE, turns.ROTATE_90]
     method = methods[orientation_of(image) - 1]
     return image if method is None else image.transpose(method)
+
+
+def deep_gray(image):
+    """The pixels of a loaded Pillow image of more than 8 bits, gray: (H, W) uint16, 0 black. Raises ValueError for others."""
+    pixels, tags = np.asarray(image).astype(np.int64), getattr(image, "tag_v2", {})
+    levels = 4095 if np.max(tags.get(258, 16)) == 12 else 65535
+    if pixels.min() < 0 or pixels.max() > levels:
+        raise ValueError("gray of 32 bits, whose range nobody knows; save it with 8 or 16 bits")
+    pixels = levels - pixels if tags.get(262) == 0 else pixels  # a TIFF in which 0 is white
+    return (pixels * 65535 // levels).astype(np.uint16)
 
 
 def write_image(path, img):

@@ -7,16 +7,18 @@ from tqdm import tqdm
 
 from utils import ImageError, UserError
 
+MP4_SOUND = {"aac", "ac3", "alac", "eac3", "flac", "mp2", "mp3", "opus"}
 BT601, BT709, UNSPECIFIED = 5, 1, 2  # matrices between RGB and YUV, by their numbers in the standards (ITU-T H.273)
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"}
+VIDEO_SUFFIXES |= {".ts", ".mts", ".flv", ".wmv", ".3gp"}
 
 
 def upscale_video(source, target, upscale_rgb) -> int:
     """Write `source` to the MP4 file `target` with each frame passed through `upscale_rgb` ((H, W, 3) uint8 to the same).
 
     Frames are streamed, so memory does not grow with the length; they are turned upright, which a phone leaves to the
-    player. Times and sound are copied. Returns the number of frames. Raises ImageError for a file that is no video,
-    UserError without the package av; then no file is left.
+    player. Times are kept, and the sound is copied. Returns the number of frames. Raises ImageError for a file that is no
+    video, UserError without the package av; then no file is left.
     """
     try:
         import av
@@ -47,21 +49,39 @@ def _tag_colours(encoder, frame):
     encoder.color_primaries, encoder.color_trc = frame.color_primaries, frame.color_trc
 
 
+class _Sound:
+    """The sound of the result: that of the source as it is, or as AAC where MP4 does not hold it."""
+
+    def __init__(self, writer, source):
+        self.copied = source.codec_context.codec.canonical_name in MP4_SOUND
+        if self.copied:
+            self.stream = writer.add_stream_from_template(source)
+        else:
+            layout = "mono" if source.codec_context.layout.nb_channels == 1 else "stereo"  # AVI does not name its own
+            self.stream = writer.add_stream("aac", rate=source.rate, layout=layout)
+
+    def packets(self, packet) -> list:
+        """What a packet of the source becomes; the last, which is empty, brings out what is left."""
+        if not self.copied:
+            packets = [result for frame in packet.decode() for result in self.stream.encode(frame)]
+            return packets + (list(self.stream.encode()) if packet.dts is None else [])
+        packet.stream = self.stream
+        return [packet] if packet.dts is not None else []
+
+
 def _copy(av, reader, writer, upscale_rgb):
-    """Upscale the first video stream of `reader` into `writer` and copy the first sound stream."""
+    """Upscale the first video stream of `reader` into `writer`, with its first sound stream."""
     video_in = reader.streams.video[0]
     sound_in = reader.streams.audio[0] if reader.streams.audio else None
     video_out, count = None, 0
-    sound_out = writer.add_stream_from_template(sound_in) if sound_in else None
+    sound = _Sound(writer, sound_in) if sound_in else None
     rate = video_in.average_rate or video_in.guessed_rate
     bar = tqdm(total=video_in.frames or None, unit="frame", leave=False, disable=None)
     # The sound waits in `packets` until the first frame has told the size, since a stream must be whole before it is used.
     packets = []
     for packet in reader.demux(*(stream for stream in (video_in, sound_in) if stream)):
         if packet.stream is sound_in:
-            if packet.dts is not None:
-                packet.stream = sound_out
-                packets.append(packet)
+            packets += sound.packets(packet)
         else:
             for frame in packet.decode():
                 pixels = upscale_rgb(_upright_rgb(frame))
@@ -71,7 +91,7 @@ def _copy(av, reader, writer, upscale_rgb):
                     video_out = writer.add_stream("libx264", rate=rate, options={"crf": "17"})
                     video_out.height, video_out.width = pixels.shape[:2]
                     video_out.pix_fmt = "yuv420p"
-                    video_out.time_base = video_in.time_base
+                    video_out.codec_context.time_base = video_in.time_base  # frames need not come at a steady rate
                     aspect = video_in.sample_aspect_ratio  # of a pixel
                     if aspect:
                         video_out.codec_context.sample_aspect_ratio = 1 / aspect if frame.rotation % 180 else aspect

@@ -1,6 +1,9 @@
 """Pictures as people have them, through test.py: what they are must still be so in the result."""
 
+import struct
 import sys
+import zlib
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,9 +11,11 @@ import torch
 from PIL import Image, ImageCms, PngImagePlugin
 from skimage import data
 
+import deep_pictures
 import pictures
 import test as test_script
 import utils
+from deep_pictures import turned
 from models import SRResNet
 from video import upscale_video
 
@@ -86,7 +91,7 @@ def test_orientation_is_applied_at_8_and_16_bits(orientation, tmp_path):
     PHOTOGRAPH.save(tmp_path / "a.png", exif=exif)
     upright = next(iter(pictures.read_picture(tmp_path / "a.png").frames)).rgb
     deep = np.asarray(PHOTOGRAPH).astype(np.uint16) * 257
-    assert np.array_equal(pictures._upright(deep, orientation) // 257, upright)
+    assert np.array_equal(turned(deep, orientation) // 257, upright)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -174,10 +179,233 @@ def test_an_animation_is_turned_upright(upscale, tmp_path):
     assert result.size == (160, 192) and result.n_frames == 3 and 0x0112 not in result.getexif()
 
 
+def only(path):
+    """The one frame of a picture that stands still."""
+    [frame] = pictures.read_picture(path).frames
+    return frame
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "CMYK", "deep"])
+def test_tiffs_are_turned_upright_once(mode, orientation, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    gray, pixels = np.asarray(PHOTOGRAPH.convert("L")), np.asarray(PHOTOGRAPH)
+    if mode in ("I;16", "deep"):
+        deep = (gray if mode == "I;16" else pixels).astype(np.uint16) * 257
+        tifffile.imwrite(tmp_path / "a.tif", deep, extratags=[(0x0112, 3, 1, orientation, True)])
+    else:
+        PHOTOGRAPH.convert(mode).save(tmp_path / "a.tif", tiffinfo={0x0112: orientation})
+    expected = turned(np.repeat(gray[..., None], 3, axis=2) if mode in ("L", "I;16") else pixels, orientation)
+    frame = only(tmp_path / "a.tif")
+    assert np.array_equal(pictures.to_8_bits(frame.rgb), expected)
+    assert np.array_equal(utils.read_image(tmp_path / "a.tif"), expected)
+
+
+def test_gray_tiffs_of_every_kind_have_the_right_brightness(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    gray = np.asarray(PHOTOGRAPH.convert("L"))
+    tifffile.imwrite(tmp_path / "white.tif", 65535 - gray.astype(np.uint16) * 257, photometric="miniswhite")
+    Image.fromarray(gray.astype(np.int32) * 257).save(tmp_path / "wide.tif")
+    for name in ("white.tif", "wide.tif"):
+        assert np.array_equal(only(tmp_path / name).rgb[..., 0], gray.astype(np.uint16) * 257)
+        assert np.array_equal(utils.read_image(tmp_path / name)[..., 0], gray)
+    for wrong in (gray.astype(np.int32) * 70000, gray.astype(np.int32) - 300):
+        Image.fromarray(wrong).save(tmp_path / "range.tif")
+        with pytest.raises(utils.ImageError, match="range"):
+            only(tmp_path / "range.tif")
+
+
+def test_deep_tiffs_of_every_layout(tmp_path, monkeypatch):
+    tifffile = pytest.importorskip("tifffile")
+    deep = np.asarray(PHOTOGRAPH).astype(np.uint16) * 250
+    tifffile.imwrite(tmp_path / "planes.tif", deep.transpose(2, 0, 1).copy(), photometric="rgb", planarconfig="separate")
+    tifffile.imwrite(tmp_path / "pages.tif", np.stack([deep, deep[::-1]]), photometric="rgb")
+    more = np.concatenate([deep, deep[..., :1]], axis=2)
+    tifffile.imwrite(tmp_path / "unspecified.tif", more, photometric="rgb", extrasamples=["unspecified"])
+    for name in ("planes.tif", "pages.tif", "unspecified.tif"):
+        frame = only(tmp_path / name)
+        assert np.array_equal(frame.rgb, deep) and frame.alpha is None
+    assert "2 pages" in pictures.read_picture(tmp_path / "pages.tif").remark
+
+    def missing(*_):
+        raise ValueError("requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", missing)  # as for LZW
+    picture = pictures.read_picture(tmp_path / "pages.tif")
+    monkeypatch.undo()
+    assert next(iter(picture.frames)).rgb.dtype == np.uint8
+
+
+def test_words_of_a_deep_tiff_are_kept(upscale, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    deep = np.asarray(PHOTOGRAPH).astype(np.uint16) * 257
+    tags = [(33432, 2, 0, "somebody's", True)]
+    tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb", description="the moon", metadata=None, extratags=tags)
+    result = upscale("a.tif", "a_x4.tif")
+    words = Image.open(result).tag_v2
+    assert (words[270], words[33432]) == ("the moon", "somebody's") and 282 not in words or words[282] == 1
+    assert "dpi" not in pictures.read_picture(result).info
+
+
+def test_transparent_colours_of_deep_and_shallow_pngs(tmp_path):
+    key = 0x1234
+    for shape in ((4, 6, 1), (4, 6, 3)):
+        pixels = np.full(shape, 50000, np.uint16)
+        pixels[1] = key
+        with open(tmp_path / "a.png", "wb") as file:
+            deep_pictures._write_png(file, pixels, {})
+        data = (tmp_path / "a.png").read_bytes()
+        chunk = b"tRNS" + struct.pack(">H", key) * shape[2]
+        chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        (tmp_path / "a.png").write_bytes(data[:33] + chunk + data[33:])  # after the header
+        frame = only(tmp_path / "a.png")
+        assert frame.rgb.dtype == np.uint16 and frame.rgb[1].max() == key
+        assert frame.alpha[1].max() == 0 and frame.alpha[[0, 2, 3]].min() == 65535
+    rows = b"".join(b"\0" + bytes([0x05, 0xAF]) for _ in range(4))  # gray of 4 bits: 0, 5, 10, 15
+    data = b"\x89PNG\r\n\x1a\n"
+    for chunk in (
+        b"IHDR" + struct.pack(">IIBBBBB", 4, 4, 4, 0, 0, 0, 0),
+        b"tRNS" + struct.pack(">H", 5),
+        b"IDAT" + zlib.compress(rows),
+        b"IEND",
+    ):
+        data += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "b.png").write_bytes(data)
+    frame = only(tmp_path / "b.png")
+    assert frame.rgb[0, :, 0].tolist() == [0, 85, 170, 255] and frame.alpha[0].tolist() == [255, 0, 255, 255]
+
+
+def test_gray_with_alpha_of_16_bits(upscale, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65536, (20, 24, 2)).astype(np.uint16)
+    with open(tmp_path / "a.png", "wb") as file:
+        deep_pictures._write_png(file, pixels, {})
+    picture = pictures.read_picture(tmp_path / "a.png")
+    [frame] = picture.frames
+    assert picture.gray and np.array_equal(frame.rgb[..., 1], pixels[..., 0]) and np.array_equal(frame.alpha, pixels[..., 1])
+    assert upscale("a.png", "a_x4.png").read_bytes()[24:26] == b"\x10\x04"
+    assert Image.open(upscale("a.png", "a_x4.tif", "--format", "tiff")).mode == "RGBA"
+
+
+def test_what_is_hidden_by_transparency_does_not_bleed():
+    rgb, alpha = np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.uint8)
+    rgb[3:6, 3:6], alpha[3:6, 3:6] = (200, 100, 50), 255
+    assert (pictures.fill_transparent(pictures.Frame(rgb, alpha)) == (200, 100, 50)).all()
+    rgb[0, 0] = 1
+    assert pictures.fill_transparent(pictures.Frame(rgb, alpha)) is rgb  # the picture goes on there
+    for plain in (None, np.zeros((9, 9), np.uint8), np.full((9, 9), 7, np.uint8)):
+        assert pictures.fill_transparent(pictures.Frame(rgb, plain)) is rgb
+
+
+def test_a_raw_file_of_a_camera_is_refused(tmp_path):
+    PHOTOGRAPH.save(tmp_path / "a.dng", "TIFF", tiffinfo={50706: bytes([1, 4, 0, 0])})
+    with pytest.raises(utils.ImageError, match="raw file"):
+        pictures.read_picture(tmp_path / "a.dng")
+
+
+def test_a_damaged_profile_of_inks_does_not_cost_the_picture(tmp_path):
+    image = PHOTOGRAPH.convert("CMYK")
+    image.save(tmp_path / "a.jpg", icc_profile=b"no profile", quality=100)
+    assert np.abs(only(tmp_path / "a.jpg").rgb.astype(int) - np.asarray(image.convert("RGB"))).mean() < 3
+    assert "icc_profile" not in pictures.read_picture(tmp_path / "a.jpg").info
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_of_gifs(mode, upscale, tmp_path):
+    frames = []
+    for i in range(3):
+        frame = PHOTOGRAPH.convert("RGBA")
+        alpha = np.full((40, 48), 255, np.uint8)
+        alpha[10 * i : 10 * i + 10] = 0 if i else 255  # the first frame is opaque
+        alpha[35:, :24], alpha[35:, 24:] = 100, 150
+        frame.putalpha(Image.fromarray(alpha))
+        frames.append(frame.convert(mode))
+    frames[1].save(tmp_path / "still.png")
+    alpha = np.asarray(Image.open(upscale("still.png", "still_x4.gif", "--format", "gif")).convert("RGBA"))[..., 3]
+    assert alpha[44:76].max() == 0 and alpha[144:, :90].max() == 0
+    assert alpha[:36].min() == 255 and alpha[144:, 102:].min() == 255
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:], duration=50)
+    result = Image.open(upscale("a.png", "a_x4.gif", "--format", "gif"))
+    for i in range(3):
+        result.seek(i)
+        alpha = np.asarray(result.convert("RGBA"))[..., 3]
+        assert alpha[40 * i + 4 : 40 * i + 36].max() == (0 if i else 255)
+        assert alpha[84:116].min() == (0 if i == 2 else 255)
+
+
+@pytest.mark.parametrize("dpi", [float("nan"), 0, 1e9])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_odd_resolutions_are_left_out(dpi, bits, monkeypatch, upscale, tmp_path):
+    deep = np.asarray(PHOTOGRAPH).astype(np.uint16)
+    frame = pictures.Frame(deep * 257 if bits == 16 else deep.astype(np.uint8))
+    pictures.write_picture(tmp_path / "a.tif", pictures.Picture([frame], info={"dpi": (300.0, 300.0)}))
+    real = Image.open
+
+    def odd(file):
+        image = real(file)
+        image.info["dpi"] = (dpi, dpi)
+        return image
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures.Image, "open", odd)
+        for form, ending in (("png", ".png"), ("tiff", ".tif"), ("bmp", ".bmp")):
+            upscale("a.tif", f"a_x4{ending}", "--format", form)
+
+
+def test_texts_of_pngs_may_be_long_and_do_not_turn_the_result(upscale, tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("long", "y" * 2_000_000, zip=True)
+    text.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta><rdf:Description tiff:Orientation="6" dc:title="moon"/></x:xmpmeta>')
+    PHOTOGRAPH.save(tmp_path / "a.png", pnginfo=text)
+    result = Image.open(upscale("a.png", "a_x4.png"))
+    assert result.size == (160, 192) and utils.orientation_of(result) == 1
+    assert len(result.text["long"]) == 2_000_000 and 'dc:title="moon"' in result.text["XML:com.adobe.xmp"]
+
+
+def test_a_transparent_bmp_becomes_a_png(tmp_path):
+    PHOTOGRAPH.convert("RGBA").save(tmp_path / "a.png")
+    header = struct.pack("<IiiHHIIiiII", 108, 48, -40, 1, 32, 3, 48 * 40 * 4, 0, 0, 0, 0)
+    header += struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)  # the masks, of BITMAPV4HEADER
+    pixels = np.dstack([np.asarray(PHOTOGRAPH)[..., ::-1], np.full((40, 48), 99, np.uint8)]).tobytes()
+    file = b"BM" + struct.pack("<IHHI", 14 + len(header) + len(pixels), 0, 0, 14 + len(header)) + header + pixels
+    (tmp_path / "a.bmp").write_bytes(file)
+    picture = pictures.read_picture(tmp_path / "a.bmp")
+    [frame] = picture.frames
+    assert picture.format == "png" and frame.alpha.tolist() == [[99] * 48] * 40
+    assert np.array_equal(frame.rgb, np.asarray(PHOTOGRAPH))
+
+
+def test_the_default_image_is_no_frame_of_the_animation(upscale, tmp_path):
+    frames = [PHOTOGRAPH.rotate(10 * i) for i in range(4)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:], default_image=True, duration=70)
+    picture = pictures.read_picture(tmp_path / "a.png")
+    shown = list(picture.frames)
+    assert picture.count == len(shown) == 3 and np.array_equal(shown[0].rgb, np.asarray(frames[1]))
+    assert Image.open(upscale("a.png", "a_x4.png")).n_frames == 3
+
+
+def test_frames_of_a_gif_that_reach_beyond_its_screen_are_cut(upscale, tmp_path):
+    frames = [PHOTOGRAPH.rotate(10 * i) for i in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=50, loop=0)
+    data = bytearray((tmp_path / "a.gif").read_bytes())
+    data[6:10] = struct.pack("<HH", 30, 20)  # the size of the screen
+    (tmp_path / "a.gif").write_bytes(data)
+    picture = pictures.read_picture(tmp_path / "a.gif")
+    width, height = picture.size
+    assert all(frame.rgb.shape == (height, width, 3) for frame in picture.frames)
+    assert Image.open(upscale("a.gif", "a_x4.webp", "--format", "webp")).n_frames == 3
+
+
+def test_of_a_folder_all_that_can_be_read_is_taken(tmp_path):
+    for name in ("b.JFIF", "a.avif", "c.ppm", "d.mts", "._b.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in test_script.find_inputs([tmp_path])] == ["a.avif", "b.JFIF", "c.ppm", "d.mts"]
+
+
 def test_of_several_pages_the_first_is_enlarged_and_the_others_are_named(upscale, tmp_path, capsys):
     PHOTOGRAPH.save(tmp_path / "a.tif", save_all=True, append_images=[PHOTOGRAPH.rotate(90)] * 2)
     upscale("a.tif", "a_x4.tif")
-    assert "it has 3 pages, of which this is the first" in capsys.readouterr().out
+    assert "it has 3 pages or frames, of which this is the first" in capsys.readouterr().out
 
 
 def test_deep_tiffs_of_other_colours_are_read_at_8_bits(tmp_path):
@@ -287,6 +515,33 @@ def test_video_keeps_its_colours_and_stands_upright(matrix, rotation, tmp_path):
         assert frame.colorspace == 1 and frame.rotation == 0
         pixels = frame.reformat(format="rgb24", src_colorspace=1).to_ndarray()[::4, ::4].astype(int)
         assert np.abs(pixels - upright).mean() < 5
+
+
+@pytest.mark.parametrize(
+    "ending, codec", [("avi", "pcm_s16le"), ("mkv", "pcm_s16le"), ("mkv", "libopus"), ("mov", "pcm_mulaw")]
+)
+def test_video_of_uneven_times_with_any_sound(ending, codec, tmp_path):
+    av = pytest.importorskip("av")
+    times = range(0, 480, 40) if ending == "avi" else (0, 40, 80, 200, 203, 300, 440)  # ms; AVI has one rate
+    with av.open(str(tmp_path / f"a.{ending}"), "w") as file:
+        video, sound = file.add_stream("mpeg4", rate=25), file.add_stream(codec, rate=48000, layout="mono")
+        video.width, video.height, video.pix_fmt = 48, 40, "yuv420p"
+        video.codec_context.time_base = Fraction(1, 25 if ending == "avi" else 1000)
+        for time in times:
+            frame = av.VideoFrame.from_ndarray(np.asarray(PHOTOGRAPH), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            file.mux(video.encode(frame))
+        tone = (np.sin(np.arange(24000) * 0.06) * 20000).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(tone[None], format="s16", layout="mono")
+        frame.rate, frame.pts = 48000, 0
+        file.mux(sound.encode(frame))
+        file.mux([*video.encode(), *sound.encode()])
+    assert upscale_video(tmp_path / f"a.{ending}", tmp_path / "b.mp4", lambda rgb: rgb.repeat(2, 0).repeat(2, 1)) == len(times)
+    with av.open(str(tmp_path / "b.mp4")) as result:
+        assert [float(frame.time) for frame in result.decode(video=0)] == pytest.approx([t / 1000 for t in times], abs=2e-3)
+    with av.open(str(tmp_path / "b.mp4")) as result:
+        heard = np.concatenate([frame.to_ndarray().mean(axis=0) for frame in result.decode(audio=0)])
+        assert len(heard) == pytest.approx(24000, abs=2100) and np.abs(heard).max() > 0.3
 
 
 def test_what_is_no_video_is_one_clear_error(upscale, tmp_path):

@@ -1,0 +1,131 @@
+"""Pixels of 16 bits a channel in PNG and TIFF, which Pillow reads and writes for gray alone."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+from PIL import Image
+
+
+def deep_pixels(image, data):
+    """The pixels of an image with 16 bits and more than a gray channel: (H, W, C) uint16, and a remark.
+
+    C is 2 to 4: gray and alpha, RGB, RGB and alpha. `image` is Pillow's, `data` the bytes of the file. The pixels are
+    as they lie in the file, not upright yet; None if it is no such image, or one that only Pillow reads, at 8 bits.
+    """
+    if image.format == "PNG" and data[24] == 16 and data[25] != 0:  # bit depth, color type
+        return _decode_png(data, image.info.get("transparency")), ""
+    if image.format == "TIFF" and np.max(image.tag_v2.get(258, 8)) == 16 and image.tag_v2.get(277, 1) > 1:
+        pixels = _decode_tiff(data)
+        return pixels, "" if pixels is not None else "its 16 bits are read as 8: TIFFs of this kind cannot be read whole"
+    return None, ""
+
+
+def _decode_png(data, transparent):
+    """By torchvision, which means to leave this to another package some day."""
+    try:
+        import torch
+        from torchvision.io import ImageReadMode, decode_image
+    except ImportError:
+        raise ValueError("this torchvision cannot read a colour PNG of 16 bits; save it as a TIFF") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it will leave; that `data` cannot be written to
+        pixels = decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    if pixels.shape[2] == 3 and isinstance(transparent, tuple):  # the one colour that stands for transparency
+        alpha = np.where((pixels == transparent).all(axis=2, keepdims=True), 0, 65535).astype(np.uint16)
+        pixels = np.concatenate([pixels, alpha], axis=2)
+    return pixels
+
+
+def _decode_tiff(data):
+    """By tifffile, which comes with scikit-image. None for what it cannot read, or what is neither gray nor RGB."""
+    from tifffile import TiffFile
+
+    with TiffFile(io.BytesIO(data)) as file:
+        page = file.pages[0]
+        if page.photometric not in (1, 2) or 1 in page.extrasamples:  # gray, RGB; alpha that is multiplied in
+            return None
+        try:
+            pixels = page.asarray()
+        except (ValueError, KeyError):  # a compression that needs another package
+            return None
+        if page.planarconfig == 2:
+            pixels = np.moveaxis(pixels, 0, -1)
+        colours = 3 if page.photometric == 2 else 1
+        has_alpha = tuple(page.extrasamples[:1]) == (2,)
+    if pixels.ndim != 3 or pixels.dtype != np.uint16 or pixels.shape[2] < colours + has_alpha or colours + has_alpha < 2:
+        return None
+    return pixels[..., : colours + has_alpha]
+
+
+def turned(pixels, orientation):
+    """The pixels (H, W, C) turned as the EXIF orientation 1..8 says."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def write_deep(file, form, rgb, alpha, gray, info):
+    """Write (H, W, 3) uint16, and alpha (H, W) or None, as "png" or "tiff" with the metadata of Picture.info."""
+    if gray and (alpha is None or form == "png"):  # Pillow and others cannot open a TIFF of gray and alpha
+        rgb = np.round(rgb.mean(axis=2, keepdims=True)).astype(np.uint16)
+    pixels = rgb if alpha is None else np.concatenate([rgb, alpha[..., None]], axis=2)
+    if form == "png":
+        _write_png(file, pixels, info)
+    else:
+        _write_tiff(file, pixels, alpha is not None, info)
+
+
+def _write_tiff(file, pixels, has_alpha, info):
+    from tifffile import imwrite
+
+    exif = Image.Exif()
+    exif.load(info.get("exif", b""))
+    words = {tag: exif[tag] for tag in (270, 271, 272, 305, 306, 315, 33432) if isinstance(exif.get(tag), str)}
+    imwrite(
+        file,
+        pixels.squeeze(2) if pixels.shape[2] == 1 else pixels,
+        photometric="minisblack" if pixels.shape[2] == 1 else "rgb",
+        extrasamples=["unassalpha"] if has_alpha else None,
+        resolution=info.get("dpi"),
+        resolutionunit="INCH" if "dpi" in info else None,
+        iccprofile=info.get("icc_profile"),
+        metadata=None,
+        software=False,
+        extratags=[(tag, 2, 0, word.encode(), True) for tag, word in words.items()],  # 2: ASCII
+    )
+
+
+def _write_png(file, pixels, info):
+    """(H, W, 1 to 4) uint16. Rows are compressed one by one, with the filter 'up'."""
+    height, width, channels = pixels.shape
+    color_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+
+    def chunk(name, data):
+        file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
+
+    file.write(b"\x89PNG\r\n\x1a\n")
+    chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0))
+    if "icc_profile" in info:
+        chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(info["icc_profile"]))
+    if "dpi" in info:
+        chunk(b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in info["dpi"]), 1))
+    if "exif" in info:
+        chunk(b"eXIf", info["exif"].removeprefix(b"Exif\0\0"))
+    for key, value in info.get("text", {}).items():
+        chunk(b"iTXt", key.encode("latin-1", "replace")[:79] + b"\0\0\0\0\0" + value.encode())
+    compressor, above = zlib.compressobj(4), np.zeros(width * channels * 2, np.uint8)
+    for row in pixels:
+        row = row.astype(">u2").reshape(-1).view(np.uint8)
+        data = compressor.compress(b"\x02" + (row - above).tobytes())
+        above = row
+        if data:
+            chunk(b"IDAT", data)
+    chunk(b"IDAT", compressor.flush())
+    chunk(b"IEND", b"")
