@@ -27,7 +27,7 @@ OTHER_PROGRAMS = {"--logdir", "--shm-size", "--gpus"}  # of TensorBoard and Dock
 # What makes a training command of the README one of a second.
 SMALL = ["--dry-run", "--batch-size=2", "--crop-size=16", "--device=cpu", "--precision=fp32", "--workers=0"]
 SMALL_FOR = {"train_srresnet": ["--blocks=1", "--channels=4"], "train_srgan": ["--discriminator-channels=2", "--vgg-layer=11"]}
-SMALL_FOR["train_srgan"] += ["--vgg-weights=vgg.pth"]
+SMALL_FOR["train_srgan"] += ["--discriminator-crop=16", "--vgg-weights=vgg.pth"]
 
 
 def code_lines(name):
@@ -163,7 +163,7 @@ def reader(work, monkeypatch):
             shutil.copy("photo.jpg", f"{folder}/{folder.replace('/', '_')}_{i}.jpg")
     torch.manual_seed(0)
     of_recipe = [f"stage1_{name}" for name in ("crop48", "crop96", "crop128", "frozen", "crop256")]
-    for run in ("srresnet_x4", "srgan_x4", "srgan_start", "mine", "quick", *of_recipe):
+    for run in ("srresnet_x4", "srgan_x4", "srgan_squares", "srgan_sharp", "srgan_free", "mine", "quick", *of_recipe):
         network = Generator(4, 1, 4) if run.startswith("srgan") else SRResNet(4, 1, 4)
         state = {"config": network.config, "weights": network.state_dict(), "step": 1}
         state |= {"discriminator": Discriminator(2).state_dict()} if run.startswith("srgan") else {}
