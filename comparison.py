@@ -47,7 +47,7 @@ def close_up(images, size=CLOSE_UP):
     height, width = reference.shape
     detail = np.abs(np.diff(reference, axis=0))[:, :-1] + np.abs(np.diff(reference, axis=1))[:-1]
     places = [
-        (detail[top : top + size, left : left + size].mean(), top, left)
+        (detail[top : top + size, left : left + size].sum(), top, left)
         for top in range(0, max(1, height - size + 1), max(1, size // 2))
         for left in range(0, max(1, width - size + 1), max(1, size // 2))
     ]
