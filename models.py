@@ -261,7 +261,7 @@ class TruncatedVGG19(nn.Module):
 
     @staticmethod
     def depth(i, j):
-        """How many layers there are up to phi_i,j. Raises ValueError for an i, j that VGG19 does not have."""
+        """The number of layers up to phi_i,j, its ReLU included. Raises ValueError for an i, j that VGG19 does not have."""
         if not (1 <= i <= 5 and 1 <= j <= VGG19_CONVOLUTIONS[i - 1]):
             raise ValueError(f"VGG19 has no convolution {j} before max-pool {i}: i is 1..5, j is 1..2 (i <= 2) or 1..4")
         # A block of n convolutions is n times (conv, ReLU) and a max-pool, 2n + 1 layers.
@@ -274,6 +274,7 @@ class TruncatedVGG19(nn.Module):
         return self.layers(self.normalized(imgs))
 
     def normalized(self, imgs):
+        """Images (N, 3, H, W) in [-1, 1] as VGG19 was trained on them, in the dtype of its weights."""
         return (((imgs + 1) / 2 - self.mean) / self.std).to(self.layers[0].weight.dtype)
 
     def features(self, imgs, layers, before_relu=False):

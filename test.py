@@ -30,12 +30,7 @@ def parse_arguments():
         metavar="FILE",
         help="the weights to mix in, which --weights were trained from",
     )
-    add(
-        "--outscale",
-        type=number(float, 0.01, 100),
-        metavar="FACTOR",
-        help="resize the result to this factor",
-    )
+    add("--outscale", type=number(float, 0.01, 100), metavar="FACTOR", help="resize the result to this factor")
     add("--format", choices=FORMATS, help="of the results (default: the input's if it is lossless, else png)")
     add("--overwrite", action="store_true", help="replace results that exist")
     add("--compare", action="store_true", help="also write a labelled panel and a page with a before/after slider")
