@@ -43,7 +43,8 @@ import shutil
 from tqdm import tqdm
 
 from datasets import pack_files
-from utils import IMAGE_SUFFIXES, ImageError, UserError, atomic_write, read_image, write_text
+from pictures.pixels import IMAGE_SUFFIXES, read_image
+from utils import ImageError, UserError, atomic_write, write_text
 
 
 def find_images(folder, recursive=True):

@@ -1,4 +1,4 @@
-"""Training crops, test pairs, and the degradation that makes LR images out of HR images.
+"""Lists of images, training crops, test pairs, and packs of decoded pixels. Not here: degradations, downloads, CUDA calls.
 
 The ranges, for the whole repository: LR images are in [0, 1], HR and SR images in [-1, 1], (N, 3, H, W) float32, RGB.
 Pictures that are read, cropped, written or measured are uint8 arrays (H, W, 3).
@@ -16,28 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from utils import ImageError, UserError, crop_to_multiple, downscale, read_image, read_json, read_list
+from degradations import degrade
+from pictures.pixels import IMAGE_SUFFIXES, crop_to_multiple, downscale, read_image
+from utils import ImageError, UserError, read_json
 
 CROPS_PER_IMAGE = 4  # of each JPEG that is decoded for training
 WINDOW = 64  # images that are decoded together, so that the crops of one image spread over several batches
 SAMPLES_PER_CHUNK = CROPS_PER_IMAGE * WINDOW  # what a worker hands over at a time
 MAX_REDRAWS = 100
-
-
-def degrade(hr_imgs: torch.Tensor, scale: int) -> torch.Tensor:
-    """LR images by antialiased bicubic downscaling, on whatever device the HR images are.
-
-    (N, 3, H, W) uint8 -> (N, 3, H / scale, W / scale) float32 in [0, 1]. As in a picture file the values are whole
-    256ths, at most one grey level from Pillow's, which rounds and clamps between its two passes as is done here. H and W
-    are multiples of `scale`.
-    """
-    lr_imgs, (height, width) = hr_imgs.float(), hr_imgs.shape[-2:]
-    for size in ((height, width // scale), (height // scale, width // scale)):
-        lr_imgs = F.interpolate(lr_imgs, size, mode="bicubic", antialias=True).round_().clamp_(0, 255)
-    return lr_imgs.div_(255)
 
 
 def training_pair(crops: torch.Tensor, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -262,3 +250,38 @@ def open_pack(list_file, paths) -> Pack | None:
     if not pixels_file.exists() or pixels_file.stat().st_size != sum(sizes):
         raise UserError(f"{pixels_file} is not whole: make it anew with create_data_lists.py")
     return Pack(pixels_file, index["shapes"])
+
+
+def read_list(list_file) -> list[Path]:
+    """The paths in a list of create_data_lists.py. Raises UserError for a list that is missing, empty, or none."""
+    list_file = Path(list_file)
+    try:
+        names = read_json(list_file)
+        if not isinstance(names, list):
+            raise ValueError
+        paths = [list_file.parent / name for name in names]
+    except FileNotFoundError:
+        raise UserError(f"{list_file}: no such list; make it with create_data_lists.py") from None
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{list_file}: not a list of images; make it anew with create_data_lists.py") from None
+    if not paths:
+        raise UserError(f"{list_file}: the list is empty; make it anew with create_data_lists.py")
+    return paths
+
+
+def test_images(name, data_folder="data"):
+    """The paths of a test set: the images of a folder, or a list in the data folder: `Set5` is Set5_test_images.json.
+
+    Raises UserError where there is neither, or no image in it.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not paths:
+            raise UserError(f"{folder}: no images in this folder (known endings: {' '.join(sorted(IMAGE_SUFFIXES))})")
+        return paths
+    lists = [Path(data_folder) / f"{name}{ending}" for ending in ("_images.json", "_test_images.json")]
+    found = next((path for path in [folder, *lists] if path.suffix == ".json" and path.is_file()), None)
+    if found is None:
+        raise UserError(f"{name}: no folder of images, and no list {lists[0]} or {lists[1].name}")
+    return read_list(found)

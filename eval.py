@@ -51,25 +51,14 @@ import math
 
 from tqdm import tqdm
 
-from comparison import slider_figure, with_close_ups, write_page
-from datasets import TestPairs
-from models import for_inference
-from utils import (
-    Processes,
-    UserError,
-    atomic_write,
-    blend_networks,
-    enlarge,
-    evaluate,
-    load_lpips,
-    load_network,
-    mean_figures,
-    pick_dtype,
-    test_images,
-    upscale,
-    write_image,
-    write_text,
-)
+from datasets import TestPairs, test_images
+from devices import Processes, pick_dtype
+from inference import for_inference, upscale
+from metrics import evaluate, load_lpips, mean_figures
+from pictures.comparison import slider_figure, with_close_ups, write_page
+from pictures.pixels import enlarge, write_image
+from utils import UserError, atomic_write, write_text
+from weights import blend_networks, load_network
 
 
 def load_models(files, blends, device, dtype, scale):

@@ -40,9 +40,10 @@ import warnings
 
 import torch
 
-from models import build_network, for_inference
-from utils import atomic_write, load_checkpoint, load_network
-from weight_formats import read_safetensors
+from inference import for_inference
+from models import build_network
+from utils import atomic_write
+from weights import load_checkpoint, load_network, read_safetensors
 
 CHECKED_SIZES = [(1, 3, 7, 5), (2, 3, 17, 31), (3, 3, 43, 29)]  # of LR images
 

@@ -1,29 +1,26 @@
-"""The networks: SRCNN, SRResNet, Generator, Discriminator and TruncatedVGG19.
+"""The paper's networks: SRCNN, SRResNet, Generator, Discriminator and TruncatedVGG19.
 
 Ledig et al., "Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial Network", CVPR 2017
 (arXiv:1609.04802): section 2.1 and figure 4. LR images are in [0, 1], HR and SR images in [-1, 1] (see datasets.py).
 
 A network that upscales keeps the arguments it was built with in `config`, so that a checkpoint can rebuild it, and is
 made of two halves, `features` on the LR grid and `reconstruct` onto the HR grid, each with its `..._margin`: how many LR
-pixels around a pixel can change the result there. Upscaling by tiles (utils.py) rests on these four.
+pixels around a pixel can change the result there. Upscaling by tiles (inference.py) rests on these four.
+
+Not here: layers made quick (layers.py), networks made quick (inference.py), losses, devices.
 """
 
-import copy
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import fuse_conv_bn_eval
+
+from layers import PReLU, TailConvolution, convolution, cut_halo, sub_pixel_block
 
 SCALES = (2, 3, 4, 8)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VGG19_CONVOLUTIONS = (2, 2, 4, 4, 4)  # before each of the five max-pools
-
-
-def convolution(in_channels, out_channels, kernel_size, stride=1):
-    """A convolution padded so that stride 1 keeps the size."""
-    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
 
 
 class SRCNN(nn.Module):
@@ -53,30 +50,6 @@ class SRCNN(nn.Module):
         return self.reconstruct(self.features(lr_imgs))
 
 
-class PReLU(nn.PReLU):
-    """PReLU with one slope for all channels, in any shape; trained on the CPU, the same by a faster backward pass."""
-
-    def forward(self, x):
-        if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return OneSlope.apply(x, self.weight)
-        return super().forward(x)
-
-
-class OneSlope(torch.autograd.Function):
-    """PReLU as a leaky ReLU. PyTorch's own backward pass on the CPU is not vectorised, and was a quarter of a training step."""
-
-    @staticmethod
-    def forward(ctx, x, slope):
-        ctx.save_for_backward(x, slope)
-        return F.leaky_relu(x, slope.item())
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, slope = ctx.saved_tensors
-        grad_slope = (grad * x.clamp(max=0)).sum(dtype=slope.dtype).view(1)
-        return torch.ops.aten.leaky_relu_backward(grad, x, slope.item(), False), grad_slope
-
-
 class ResidualBlock(nn.Module):
     """conv-BN-PReLU-conv-BN with a skip around it: (N, C, H, W) -> (N, C, H, W)."""
 
@@ -92,44 +65,6 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x):
         return self.layers(x).add_(x)  # in place: nothing needs what was there to go back through batch normalisation
-
-
-class TailConvolution(nn.Conv2d):
-    """The 9x9 convolution to the 3 channels of the SR image: (N, C, H, W) -> (N, 3, H, W)."""
-
-    def __init__(self, channels):
-        super().__init__(channels, 3, 9, padding=4)
-
-    def with_shuffle(self, x, factor):
-        """PixelShuffle(factor) and this convolution in one: (N, C * factor^2, h, w) -> (N, 3, factor*h, factor*w).
-
-        Three output channels leave most lanes of a CPU's vector units idle, and shuffling large maps takes as long as a
-        convolution. So the factor x factor pixels of a place are computed at once: the kernel at its offsets to them, laid
-        out on the maps as they are before the shuffle, where it covers 5x5. It is the same sum, with zeros added.
-        """
-        first, last = 2 * factor - 4, 3 * factor - 5
-        shifted = [
-            F.pad(self.weight, (first + left, last - left, first + top, last - top))
-            for top in range(factor)
-            for left in range(factor)
-        ]
-        weight = F.pixel_unshuffle(torch.stack(shifted, dim=1).flatten(0, 1), factor)
-        bias = self.bias.repeat_interleave(factor**2)
-        return F.pixel_shuffle(F.conv2d(x, weight, bias, padding=2), factor)
-
-
-def cut_halo(maps, halo, keep):
-    """Maps (N, C, H, W) with a halo (top, left, bottom, right) of at most `keep` pixels, and that halo."""
-    if max(halo) <= keep:
-        return maps, halo
-    top, left, bottom, right = (max(0, side - keep) for side in halo)
-    maps = maps[:, :, top : maps.shape[2] - bottom, left : maps.shape[3] - right]
-    return maps.contiguous(memory_format=torch.channels_last), tuple(min(side, keep) for side in halo)
-
-
-def sub_pixel_block(channels, factor):
-    """conv, PixelShuffle, PReLU: (N, C, H, W) -> (N, C, factor*H, factor*W)."""
-    return nn.Sequential(convolution(channels, channels * factor**2, 3), nn.PixelShuffle(factor), PReLU())
 
 
 class SRResNet(nn.Module):
@@ -324,67 +259,3 @@ def build_network(config: dict) -> nn.Module:
         return networks[arch](**arguments)
     except TypeError as error:
         raise ValueError(f"a config that does not fit {arch}: {arguments}") from error
-
-
-class FusedConvolution(nn.Module):
-    """A convolution, and the leaky ReLU after it or the addition of a skip while its result is in the cache: (N, C, H, W).
-
-    Through the oneDNN operators that torch.compile puts into its own code for the CPU. In eval mode only.
-    """
-
-    @staticmethod
-    def available(dtype):
-        """Whether this PyTorch has the operators, and the CPU the instructions for `dtype`."""
-        ops = torch.ops.mkldnn
-        return hasattr(ops, "_convolution_pointwise") and (dtype != torch.bfloat16 or ops._is_mkldnn_bf16_supported())
-
-    def __init__(self, convolution, leaky_relu=None):
-        super().__init__()
-        self.convolution = convolution
-        self.slope = leaky_relu.negative_slope if leaky_relu else None
-
-    def forward(self, x, skip=None):
-        layer, fused = self.convolution, torch.ops.mkldnn._convolution_pointwise
-        arguments = layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups
-        if skip is None:
-            return fused(x, *arguments, "leaky_relu", [self.slope], None)
-        return fused.binary(x, skip, *arguments, "add", 1.0, None, [], None)
-
-
-class FusedResidualBlock(nn.Module):
-    """A ResidualBlock, batch normalisation folded, its activation and its skip fused: (N, C, H, W) -> (N, C, H, W)."""
-
-    def __init__(self, block):
-        super().__init__()
-        first, _, leaky_relu, second, _ = block.layers
-        self.first, self.second = FusedConvolution(first, leaky_relu), FusedConvolution(second)
-
-    def forward(self, x):
-        return self.second(self.first(x), skip=x)
-
-
-def for_inference(network: nn.Module, device="cpu", dtype=torch.float32, plain=False) -> nn.Module:
-    """A frozen copy to upscale with: eval mode, batch normalisation folded into the convolutions, channels last, in `dtype`.
-
-    In eval mode batch normalisation is an affine map of each channel, so the convolution before it can do its work. PReLU
-    becomes a leaky ReLU, and on the CPU a part of the convolution before it, too, unless the copy shall be of `plain` layers.
-    The copy of a Generator is its SRResNet.
-    """
-    network = copy.deepcopy(network.net if isinstance(network, Generator) else network).eval().requires_grad_(False)
-    for module in list(network.modules()):
-        if isinstance(module, nn.Sequential):
-            for i in range(len(module) - 1):
-                if isinstance(module[i], nn.Conv2d) and isinstance(module[i + 1], nn.BatchNorm2d):
-                    module[i] = fuse_conv_bn_eval(module[i], module[i + 1])
-                    module[i + 1] = nn.Identity()
-            for i, layer in enumerate(module):
-                if isinstance(layer, PReLU):
-                    module[i] = nn.LeakyReLU(layer.weight.item(), inplace=True)
-    if isinstance(network, SRResNet):
-        network.joins_last_shuffle = not plain
-        if not plain and torch.device(device).type == "cpu" and FusedConvolution.available(dtype):
-            for layers in (network.head, *network.upsampling):  # the last layer of each is the leaky ReLU
-                layers[0], layers[-1] = FusedConvolution(layers[0], layers[-1]), nn.Identity()
-            for i, block in enumerate(network.body):
-                network.body[i] = FusedResidualBlock(block)
-    return network.to(device, dtype).to(memory_format=torch.channels_last)

@@ -47,29 +47,17 @@ import sys
 import time
 from dataclasses import replace
 
-import numpy as np
-import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
-from comparison import labelled_row, slider_figure, stack, write_page
-from models import for_inference
-from pictures import FORMATS as ENDINGS
-from pictures import Frame, fill_transparent, read_picture, to_8_bits, write_picture
-from utils import (
-    IMAGE_SUFFIXES,
-    UserError,
-    atomic_write,
-    blend_networks,
-    enlarge,
-    is_out_of_memory,
-    load_network,
-    pick_device,
-    pick_dtype,
-    upscale,
-)
-from video import VIDEO_SUFFIXES, upscale_video
-
+from devices import is_out_of_memory, pick_device, pick_dtype
+from inference import for_inference, upscale_frame
+from pictures.comparison import labelled_row, slider_figure, stack, write_page
+from pictures.formats import FORMATS as ENDINGS
+from pictures.formats import Frame, read_picture, to_8_bits, write_picture
+from pictures.pixels import IMAGE_SUFFIXES, enlarge
+from pictures.video import VIDEO_SUFFIXES, upscale_video
+from utils import UserError, atomic_write
+from weights import blend_networks, load_network
 
 KNOWN_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 KNOWN_SUFFIXES |= {".gif", ".apng", ".jfif", ".jpe", ".jp2", ".avif", ".ppm", ".pgm", ".tga"}
@@ -91,31 +79,6 @@ def find_inputs(inputs):
         else:
             files.append(path)
     return files
-
-
-def resize(img, height, width):
-    """Antialiased bicubic, of (H, W, C) uint8 or uint16 to (height, width, C)."""
-    levels = np.iinfo(img.dtype).max
-    pixels = torch.from_numpy(img.astype(np.float32)).permute(2, 0, 1)[None]
-    resized = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
-    return resized[0].round().clamp(0, levels).permute(1, 2, 0).numpy().astype(img.dtype)
-
-
-def upscale_frame(network, frame, args):
-    """The frame, enlarged: its colours by the network, its transparency by bicubic interpolation."""
-    tiles_done = tqdm(unit="px", unit_scale=True, desc="tiles", leave=False, disable=None, delay=2)
-
-    def progress(done, total):
-        tiles_done.total = total
-        tiles_done.update(done - tiles_done.n)
-
-    rgb, alpha = upscale(network, fill_transparent(frame), args.tile, progress), None
-    tiles_done.close()
-    if args.outscale:
-        rgb = resize(rgb, *(max(1, round(side * args.outscale)) for side in frame.rgb.shape[:2]))
-    if frame.alpha is not None:
-        alpha = resize(frame.alpha[..., None], *rgb.shape[:2])[..., 0]
-    return Frame(rgb, alpha, frame.duration)
 
 
 def compare(lr_img, sr_img, target, network):
@@ -140,7 +103,7 @@ def upscale_file(path, network, args, written):
     if path.suffix.lower() in VIDEO_SUFFIXES:
         target = args.output / f"{path.stem}_x{factor}.mp4"
         check_target(target, args, written)
-        frames = upscale_video(path, target, lambda rgb: upscale_frame(network, Frame(rgb), args).rgb)
+        frames = upscale_video(path, target, lambda rgb: upscale_frame(network, Frame(rgb), args.tile, args.outscale).rgb)
         print(f"{path}: {frames} frames -> {target} ({time.perf_counter() - before:.1f} s)")
         return
     picture = read_picture(path)
@@ -152,7 +115,7 @@ def upscale_file(path, network, args, written):
         quiet = None if picture.count > 1 else True  # None: a bar if stderr is a terminal
         for frame in tqdm(picture.frames, total=picture.count, unit="frame", leave=False, disable=quiet):
             start = time.perf_counter()
-            result = upscale_frame(network, frame, args)
+            result = upscale_frame(network, frame, args.tile, args.outscale)
             seconds[0] += time.perf_counter() - start
             size[0] = f"{result.rgb.shape[1]}x{result.rgb.shape[0]}"
             if args.compare and not first:

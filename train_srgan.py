@@ -83,69 +83,22 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from datasets import SRDataset, TestPairs
-from models import Discriminator, Generator, TruncatedVGG19, build_network, for_inference
-from utils import (
-    Run,
-    UserError,
-    autocast,
-    freeze_bn,
-    learning_rate_at,
-    load_checkpoint,
-    load_lpips,
-    load_network,
-    load_newest,
-    start_from,
-    test_images,
-    to_tensor,
-    update_ema,
-)
+from devices import autocast
+from inference import for_inference
+from losses import content_loss, gram_matrix, grid_loss, squares, vgg_features
+from metrics import load_lpips
+from models import Discriminator, Generator, TruncatedVGG19, build_network
+from pictures.pixels import to_tensor
+from runs import Run, freeze_bn, learning_rate_at, load_data, update_ema
+from utils import UserError
+from weights import load_checkpoint, load_network, start_from
 
 WON_AFTER = 1000  # steps with every image told apart, after which the discriminator has won
 
 
-def vgg_features(vgg, imgs, args):
-    """The features that the content loss compares: a list of (N, C, H, W), in float32 and times --vgg-factor.
-
-    float32 because squared errors of features leave the range of bf16's precision.
-    """
-    layers = [divmod(layer, 10) for layer in args.vgg_layer]
-    return [args.vgg_factor * features.float() for features in vgg.features(imgs, layers, args.vgg_before_relu)]
-
-
-def content_loss(sr_features, hr_features, args):
-    """The content loss (section 2.2.1) of lists of features (N, C, H, W); the paper's is the mean squared error of one."""
-    distance = {"mse": F.mse_loss, "l1": F.l1_loss, "cosine": cosine_distance}[args.content_loss]
-    return sum(distance(sr, hr) for sr, hr in zip(sr_features, hr_features))
-
-
-def cosine_distance(sr_features, hr_features):
-    """1 - cos of the angle between features, averaged over places: as in LPIPS, faint texture counts as much as strong."""
-    return 1 - F.cosine_similarity(sr_features, hr_features, dim=1).mean()
-
-
-def gram_matrix(features):
-    """Correlations of channels, (N, C, H, W) -> (N, C, C), over the number of entries (Gatys et al., CVPR 2016)."""
-    flat = features.flatten(2)
-    return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
-
-
-def squares(imgs, side):
-    """Cut images (N, 3, H, W) into squares of a side that divides theirs, all (M, 3, side, side); whole if it is None."""
-    if side is None:
-        return imgs
-    cut = imgs.unfold(2, side, side).unfold(3, side, side)
-    return cut.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).contiguous(memory_format=torch.channels_last)
-
-
-def grid_loss(difference, scale):
-    """How much of SR - HR (N, 3, H, W) repeats with the period of the scale, as patterns of PixelShuffle do.
-
-    Each of the scale x scale sub-pixels of a LR pixel is averaged over 8x8 LR pixels. Texture comes out near zero,
-    since it does not know where LR pixels begin; a pattern that does remains, and is squared.
-    """
-    sub_pixels = F.pixel_unshuffle(difference, scale)
-    return F.avg_pool2d(sub_pixels, min(8, sub_pixels.shape[2]), stride=1).square().mean()
+def features_of(vgg, imgs, args):
+    """The features that the content loss compares, as the flags say."""
+    return vgg_features(vgg, imgs, args.vgg_layer, args.vgg_before_relu, args.vgg_factor)
 
 
 def train_step(generator, discriminator, vgg, optimizer_g, optimizer_d, lr_imgs, hr_imgs, args, dtype=torch.float32):
@@ -156,11 +109,11 @@ def train_step(generator, discriminator, vgg, optimizer_g, optimizer_d, lr_imgs,
     with autocast(lr_imgs.device, dtype):
         sr_imgs = generator(lr_imgs).float()
         sr_logits = judge(squares(sr_imgs, args.discriminator_crop)).float()
-        sr_features = vgg_features(vgg, sr_imgs, args)
+        sr_features = features_of(vgg, sr_imgs, args)
         with torch.no_grad():
-            hr_features = vgg_features(vgg, hr_imgs, args)
+            hr_features = features_of(vgg, hr_imgs, args)
     terms = {
-        "content": content_loss(sr_features, hr_features, args),
+        "content": content_loss(sr_features, hr_features, args.content_loss),
         "adversarial": args.adversarial_weight * F.binary_cross_entropy_with_logits(sr_logits, torch.ones_like(sr_logits)),
     }
     if args.texture_weight:
@@ -252,10 +205,7 @@ def main(args):
     if args.discriminator_crop and args.crop_size % args.discriminator_crop:
         raise UserError(f"--discriminator-crop {args.discriminator_crop} does not divide --crop-size {args.crop_size}")
     run = Run(args, default_name=f"srgan_x{args.scale}")
-    dataset = SRDataset(args.data_folder / "train_images.json", args.crop_size, args.seed)
-    validation = TestPairs(test_images(args.validate_on, args.data_folder), args.scale)
-    for _ in validation:  # a bad file is better found now than after thousands of steps
-        pass
+    dataset, validation = load_data(args)
 
     torch.manual_seed(args.seed)
     try:
@@ -266,7 +216,7 @@ def main(args):
         ) from None
     vgg.to(run.device, memory_format=torch.channels_last)
     vgg.layers.to(run.dtype)  # or autocast would cast the weights anew in each step
-    checkpoint = load_newest(run.checkpoints) if args.resume else None
+    checkpoint = run.checkpoints.load_newest() if args.resume else None
     generator = build_network(checkpoint["config"]) if checkpoint else start_generator(args)
     generator.to(run.device, memory_format=torch.channels_last)
     discriminator = start_discriminator(args).to(run.device, memory_format=torch.channels_last)
@@ -306,16 +256,16 @@ def main(args):
         learning_rate = learning_rate_at(step, args)
         for optimizer in (optimizer_g, optimizer_d):
             optimizer.param_groups[0]["lr"] = learning_rate
-        losses = train_step(trained_g, trained_d, vgg, optimizer_g, optimizer_d, lr_imgs, hr_imgs, args, run.dtype)
+        figures = train_step(trained_g, trained_d, vgg, optimizer_g, optimizer_d, lr_imgs, hr_imgs, args, run.dtype)
         update_ema(ema, generator, step, args.ema_decay)
-        means = run.log(step, learning_rate, **losses)
+        means = run.log(step, learning_rate, **figures)
         if means:
             warn_of_trouble(run, step, means, health)
 
         if run.validate_due(step):
             network = for_inference(ema, run.device, run.dtype)
-            figures = run.validate(step, network, validation, {judged_by: measure})
-            run.save_if_best(step, -figures[judged_by], ema)
+            measured = run.validate(step, network, validation, {judged_by: measure})
+            run.save_if_best(step, -measured[judged_by], ema)
         if run.save_due(step):
             run.save(
                 step,
@@ -338,8 +288,8 @@ def content_measure(vgg, device, args):
 
     def measure(sr_img, hr_img):
         with torch.inference_mode():
-            sr_features, hr_features = (vgg_features(vgg, middle(img), args) for img in (sr_img, hr_img))
-            return content_loss(sr_features, hr_features, args).item()
+            sr_features, hr_features = (features_of(vgg, middle(img), args) for img in (sr_img, hr_img))
+            return content_loss(sr_features, hr_features, args.content_loss).item()
 
     return measure
 

@@ -29,9 +29,11 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from datasets import SRDataset, TestPairs
-from models import build_network, for_inference
-from utils import Run, autocast, freeze_bn, learning_rate_at, load_newest, start_from, test_images, update_ema
+from devices import autocast
+from inference import for_inference
+from models import build_network
+from runs import Run, freeze_bn, learning_rate_at, load_data, update_ema
+from weights import start_from
 
 
 def train_step(network, optimizer, lr_imgs, hr_imgs, dtype=torch.float32):
@@ -49,10 +51,7 @@ def train_step(network, optimizer, lr_imgs, hr_imgs, dtype=torch.float32):
 def main(args):
     check_training_arguments(args)
     run = Run(args, default_name=f"{args.arch}_x{args.scale}")
-    dataset = SRDataset(args.data_folder / "train_images.json", args.crop_size, args.seed)
-    validation = TestPairs(test_images(args.validate_on, args.data_folder), args.scale)
-    for _ in validation:  # a bad file is better found now than after thousands of steps
-        pass
+    dataset, validation = load_data(args)
 
     torch.manual_seed(args.seed)
     sizes = {"blocks": args.blocks, "channels": args.channels} if args.arch == "srresnet" else {}
@@ -64,7 +63,7 @@ def main(args):
     optimizer = torch.optim.Adam(network.parameters(), args.learning_rate, fused=True)
     start = 0
     if args.resume:
-        checkpoint = load_newest(run.checkpoints)
+        checkpoint = run.checkpoints.load_newest()
         start = run.restore(checkpoint, dataset)
         network.load_state_dict(checkpoint["weights"])
         ema.load_state_dict(checkpoint["ema"])
@@ -83,13 +82,13 @@ def main(args):
     for step, lr_imgs, hr_imgs in run.steps(run.loader(dataset, start), start):
         learning_rate = learning_rate_at(step, args)
         optimizer.param_groups[0]["lr"] = learning_rate
-        losses = train_step(trained, optimizer, lr_imgs, hr_imgs, run.dtype)
+        figures = train_step(trained, optimizer, lr_imgs, hr_imgs, run.dtype)
         update_ema(ema, network, step, args.ema_decay)
-        run.log(step, learning_rate, **losses)
+        run.log(step, learning_rate, **figures)
 
         if run.validate_due(step):
-            figures = run.validate(step, for_inference(ema, run.device, run.dtype), validation)
-            run.save_if_best(step, figures["psnr"], ema)
+            measured = run.validate(step, for_inference(ema, run.device, run.dtype), validation)
+            run.save_if_best(step, measured["psnr"], ema)
         if run.save_due(step):
             run.save(
                 step,

@@ -64,11 +64,15 @@ with contextlib.suppress(ImportError):  # Windows has none
     import resource
 
 import create_data_lists
+import inference
 import models
 import train_srgan
 import train_srresnet
 from datasets import SAMPLES_PER_CHUNK, SRDataset, train_loader, training_pair
-from utils import UserError, is_out_of_memory, pick_device, pick_dtype, save_checkpoint, should_compile, upscale, write_text
+from devices import is_out_of_memory, pick_device, pick_dtype, should_compile
+from inference import upscale
+from utils import UserError, write_text
+from weights import save_checkpoint
 
 # --- The plain baseline ----------------------------------------------------------------------------------------------
 
@@ -264,7 +268,7 @@ def plain_loader(paths, args, workers=0):
 
 
 def our_loader(list_file, args, workers=0):
-    """(LR, HR) pairs as utils.Run.steps makes them out of the loader's crops."""
+    """(LR, HR) pairs as runs.Run.steps makes them out of the loader's crops."""
     on_gpu = args.device.type == "cuda"
     loader = train_loader(SRDataset(list_file, args.crop_size), args.batch_size, workers=workers, pin_memory=on_gpu)
     return (training_pair(crops.to(args.device, non_blocking=True), 4) for crops, _ in loader)
@@ -310,7 +314,7 @@ def measure_waiting(args):
 
     plain = share(plain_loader(paths, args, workers), plain_step)
     yield f"time waiting for data, JPEGs, {workers} workers", "%", plain, share(our_loader(files, args, workers), our_step)
-    workers = 0 if args.device.type == "cpu" else workers  # as utils.Run.loader decides
+    workers = 0 if args.device.type == "cpu" else workers  # as runs.Run.loader decides
     yield f"time waiting for data, the pack, {workers} workers", "%", plain, share(our_loader(packed, args, workers), our_step)
 
 
@@ -320,7 +324,7 @@ def start_upscaling(ours, device, dtype):
     torch.manual_seed(0)
     device = pick_device(device) if ours else torch.device(device)
     network = models.SRResNet().eval()
-    child = (upscale, models.for_inference(network, device, dtype)) if ours else (plain_upscale, network.to(device))
+    child = (upscale, inference.for_inference(network, device, dtype)) if ours else (plain_upscale, network.to(device))
 
 
 def upscale_in_child(height, width):

@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import ArgumentParser, UserError, mean_figures, read_json, user_errors
+from metrics import mean_figures
+from utils import ArgumentParser, UserError, read_json, user_errors
 
 
 def parse_arguments():

@@ -13,10 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the scripts are no package
 
 import torch
+from helpers import random_vgg19
 from PIL import Image
 from skimage import data
-
-from helpers import random_vgg19
 
 torch.set_num_threads(1)  # networks as small as those of the tests are slower on more
 

@@ -10,10 +10,9 @@ import sys
 from pathlib import Path
 
 import torch
+from helpers import ROOT, random_vgg19
 from PIL import Image
 from skimage import data
-
-from helpers import ROOT, random_vgg19
 
 DEMO = Path("results/demo")
 TRAINING = ("rocket", "hubble_deep_field", "retina", "camera", "brick", "grass", "gravel")

@@ -219,23 +219,23 @@ def run_script(script, arguments, folder, files, trouble, environment):
 
 def at_save(step, action):
     """Call `action()` in this process before the checkpoint of `step` is written."""
-    import utils
+    import runs
 
-    save_checkpoint = utils.save_checkpoint
+    save_checkpoint = runs.save_checkpoint
 
     def save(path, state):
         if state["step"] == step and path.name != "best.pth":
             action()
         save_checkpoint(path, state)
 
-    utils.save_checkpoint = save
+    runs.save_checkpoint = save
 
 
 def pause_after(lines):
     """Let this process wait, when it has printed so many lines, until there is a file `go_on` in its folder."""
-    import utils
+    import runs
 
-    calls, show = itertools.count(1), utils.Run.print
+    calls, show = itertools.count(1), runs.Run.print
 
     def show_and_wait(run, *words):
         show(run, *words)
@@ -243,7 +243,7 @@ def pause_after(lines):
             while not Path("go_on").exists():
                 time.sleep(0.005)
 
-    utils.Run.print = show_and_wait
+    runs.Run.print = show_and_wait
 
 
 FILE_CALLS = ("fsync", "replace", "link", "unlink")  # the moments of a save that a crash could fall between

@@ -7,9 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image
-
 from conftest import ROOT, call, environment, one_line, refusal
+from PIL import Image
 
 SCRIPTS = ["create_data_lists", "train_srresnet", "train_srgan", "eval", "test"]
 TRAINING = ["train_srresnet", "train_srgan"]

@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
-import comparison
+from pictures import comparison
 
 TELL = """<script>
   const input = document.querySelector(".slider input");

@@ -7,12 +7,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import make_lists
 from PIL import Image
 
 import datasets
 import utils
-from conftest import make_lists
-from datasets import CROPS_PER_IMAGE, WINDOW, SRDataset, degrade, train_loader, training_pair
+from datasets import CROPS_PER_IMAGE, WINDOW, SRDataset, train_loader, training_pair
+from degradations import degrade
+from pictures.pixels import crop_to_multiple, downscale, read_image
 
 SIZE = 32
 
@@ -57,7 +59,7 @@ def test_degrade_is_pillows_bicubic_to_one_grey_level(photographs, scale):
         assert lr_imgs.shape == (1, 3, height // scale, width // scale) and lr_imgs.dtype == torch.float32
         levels = 255 * lr_imgs[0].permute(1, 2, 0).double().numpy()
         assert np.abs(levels - levels.round()).max() < 1e-4  # whole grey levels, as a file would hold
-        difference = np.abs(levels.round() - utils.downscale(hr_img, scale))
+        difference = np.abs(levels.round() - downscale(hr_img, scale))
         assert difference.max() <= 1 and difference.mean() < 0.2
 
 
@@ -134,7 +136,7 @@ def test_an_epoch_visits_each_image_four_times_without_a_pack(tmp_path):
 def test_an_image_is_decoded_once_for_its_crops(tmp_path, monkeypatch):
     dataset = grey_levels(tmp_path, 2 * WINDOW, pack=False)
     opened = []
-    monkeypatch.setattr(datasets, "read_image", lambda path: opened.append(path) or utils.read_image(path))
+    monkeypatch.setattr(datasets, "read_image", lambda path: opened.append(path) or read_image(path))
     stream(dataset, 16, steps=2 * WINDOW * CROPS_PER_IMAGE // 16)
     assert sorted(opened) == dataset.paths
 
@@ -200,7 +202,7 @@ def damaged(tmp_path, image_folder):
     folder = tmp_path / "data"
     shutil.copytree(image_folder, folder)
     make_lists(folder, folder, "--pack", "off")
-    gone, short, text, small = (path for path in utils.read_list(folder / "train_images.json")[2:6])
+    gone, short, text, small = (path for path in datasets.read_list(folder / "train_images.json")[2:6])
     gone.unlink()
     short.write_bytes(short.read_bytes()[:2000])
     text.write_text("no image")
@@ -221,7 +223,7 @@ def test_bad_files_are_replaced_and_named(damaged):
     readable = [k for k in range(256) if dataset.paths[dataset.image_number(dataset.visit_of(k))] not in bad]
     assert 0 < len(readable) < 256
     for k in readable[:20]:
-        image = utils.read_image(dataset.paths[dataset.image_number(dataset.visit_of(k))])
+        image = read_image(dataset.paths[dataset.image_number(dataset.visit_of(k))])
         assert {tuple(pixel) for pixel in samples[k].reshape(3, -1).T} <= {tuple(pixel) for pixel in image.reshape(-1, 3)}
 
 
@@ -248,7 +250,7 @@ def test_a_pack_holds_the_pixels_of_the_files(lists):
     dataset = open_lists(lists["on"])
     assert len(dataset.paths) == 10
     for number, path in enumerate(dataset.paths):
-        assert np.array_equal(dataset.pack[number], utils.read_image(path))
+        assert np.array_equal(dataset.pack[number], read_image(path))
 
 
 def test_a_worker_that_is_no_fork_opens_the_pack_itself(lists):
@@ -264,7 +266,7 @@ def test_names_of_test_images_are_unique(tmp_path, photographs):
         for folder in (tmp_path, tmp_path / "lr"):
             (folder / path.relative_to(tmp_path)).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photograph).save(path)
-        small = utils.downscale(utils.crop_to_multiple(photograph, 4), 4)
+        small = downscale(crop_to_multiple(photograph, 4), 4)
         Image.fromarray(small).save(tmp_path / "lr" / path.relative_to(tmp_path))
     given, made = datasets.TestPairs(paths, 4, tmp_path / "lr"), datasets.TestPairs(paths, 4)
     assert given.names == ["a_x.png", "b_x.png", "y"]
@@ -296,7 +298,7 @@ def test_a_pack_of_another_list_or_cut_short_is_refused(tmp_path, image_folder):
 def test_images_of_every_mode_are_read_as_rgb(tmp_path):
     def read(image, name="image.png", **options):
         image.save(tmp_path / name, **options)
-        pixels = utils.read_image(tmp_path / name)
+        pixels = read_image(tmp_path / name)
         assert pixels.dtype == np.uint8
         return pixels
 

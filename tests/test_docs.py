@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
+from helpers import make_vgg
 from PIL import Image
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 import utils
-from conftest import ROOT
-from helpers import make_vgg
 from models import Discriminator, Generator, SRResNet
+from weights import save_checkpoint
 
 README, CHINESE, FAQ = DOCUMENTS = ("README.md", "README.zh-CN.md", "docs/FAQ.md")
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
@@ -169,7 +170,7 @@ def reader(work, monkeypatch):
         state |= {"discriminator": Discriminator(2).state_dict()} if run.startswith("srgan") else {}
         Path("checkpoints", run).mkdir(parents=True)
         for path in (f"checkpoints/{run}.pth", f"checkpoints/{run}/best.pth", f"checkpoints/{run}/last.pth"):
-            utils.save_checkpoint(Path(path), state)
+            save_checkpoint(Path(path), state)
     make_vgg("vgg.pth")
     return work
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import export
-from models import build_network, for_inference
-from utils import UserError, load_checkpoint, load_network, save_checkpoint, user_errors
+from inference import for_inference
+from models import build_network
+from utils import UserError, user_errors
+from weights import load_checkpoint, load_network, save_checkpoint
 
 
 def checkpoint(folder, **changes):

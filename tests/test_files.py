@@ -304,7 +304,8 @@ def test_training_on_bad_files_alone_is_one_line(zoo, call, tmp_path):
 
 
 def test_eval_measures_the_file_or_names_it(file, call, tmp_path):
-    from utils import downscale, enlarge, psnr
+    from metrics import psnr
+    from pictures.pixels import downscale, enlarge
 
     path = folder_with(file, tmp_path / "set")
     result = call("eval", "--test-sets", path.parent, "--device=cpu")
@@ -344,6 +345,7 @@ def test_eval_loses_no_picture_of_two_files_of_one_stem(zoo, call, tmp_path):
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     import torch
+
     from models import build_network
 
     config = {"arch": "srresnet", "scale": 4, "blocks": 1, "channels": 4}
@@ -359,7 +361,8 @@ def weights(tmp_path_factory):
 def upscaled(weights, image):
     """The whole image through the network at once, in the plainest way."""
     import torch
-    from utils import load_network
+
+    from weights import load_network
 
     with torch.no_grad():
         lr = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
@@ -369,7 +372,7 @@ def upscaled(weights, image):
 
 def assert_upscaled(result, file, weights):
     """The picture in `result` is `file`, four times as large, in all that the file had."""
-    from pictures import Frame, fill_transparent
+    from pictures.formats import Frame, fill_transparent
 
     with Image.open(result) as image:
         assert image.size == (4 * file.seen.shape[1], 4 * file.seen.shape[0])

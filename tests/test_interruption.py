@@ -29,7 +29,7 @@ from helpers import (
     run,
 )
 
-import utils
+import runs
 
 SEED = 20_260_730
 KILLS = 20
@@ -228,7 +228,7 @@ def test_a_second_ctrl_c_does_not_wait(srresnet, tmp_path):
 
 
 def wait_in_first_save():
-    on_signal = utils.Run._on_signal
+    on_signal = runs.Run._on_signal
 
     def note(run, *args):
         on_signal(run, *args)
@@ -238,7 +238,7 @@ def wait_in_first_save():
         Path("saving").touch()
         time.sleep(PATIENCE)  # which a handler that returns does not end, and one that raises does
 
-    utils.Run._on_signal = note
+    runs.Run._on_signal = note
     at_save(2, lambda: setattr(os, "fsync", wait))
 
 

@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import call, make_lists, refusal
 from PIL import Image
 
-import utils
-from conftest import call, make_lists, refusal
+import datasets
 from datasets import SRDataset
+from pictures.pixels import read_image
 
 
 def names_in(folder, which):
@@ -18,7 +19,7 @@ def names_in(folder, which):
 
 
 def found_in(folder, *which):
-    return {path.resolve() for name in which for path in utils.read_list(folder / f"{name}_images.json")}
+    return {path.resolve() for name in which for path in datasets.read_list(folder / f"{name}_images.json")}
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_names_are_relative_sorted_and_readable(tmp_path, junk):
     assert all(name.startswith("../photos/") for name in names)
     assert "../photos/größe 象.png" in names and "../photos/with space.png" in names
     assert "größe 象.png" in (tmp_path / "data" / "photos_test_images.json").read_text(encoding="utf-8")  # not escaped
-    assert all(utils.read_image(path).shape[2] == 3 for path in utils.read_list(tmp_path / "data/photos_test_images.json"))
+    assert all(read_image(path).shape[2] == 3 for path in datasets.read_list(tmp_path / "data/photos_test_images.json"))
 
 
 def test_the_data_folder_may_be_a_link(tmp_path, image_folder, monkeypatch):
@@ -134,7 +135,7 @@ def test_pack_follows_its_limit_and_an_old_one_goes(tmp_path, image_folder, caps
     pack, index = tmp_path / "train_images.pack", tmp_path / "train_images.pack.json"
     make_lists(tmp_path, image_folder)
     assert pack.exists() and index.exists()
-    sizes = [Image.open(path).size for path in utils.read_list(tmp_path / "train_images.json")]
+    sizes = [Image.open(path).size for path in datasets.read_list(tmp_path / "train_images.json")]
     assert pack.stat().st_size == sum(3 * width * height for width, height in sizes)
     make_lists(tmp_path, image_folder, "--pack-limit", 1e-6)
     assert not pack.exists() and not index.exists()

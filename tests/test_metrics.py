@@ -8,8 +8,11 @@ import pytest
 from PIL import Image
 from scipy.signal import convolve2d
 
+import datasets
+import metrics
 import utils
 from datasets import TestPairs
+from pictures.pixels import downscale, enlarge
 
 
 def plain(value, shape=(24, 20)):
@@ -21,7 +24,7 @@ def plain(value, shape=(24, 20)):
     [((255, 0, 0), 81.481), ((0, 255, 0), 144.553), ((0, 0, 255), 40.966), ((255, 255, 255), 235), ((0, 0, 0), 16)],
 )
 def test_luminance_of_pure_colours(colour, y):
-    plane = utils.luminance(plain(colour, (2, 3)))
+    plane = metrics.luminance(plain(colour, (2, 3)))
     assert plane.shape == (2, 3) and plane.dtype == np.float64
     assert np.allclose(plane, y, atol=1e-9)
 
@@ -30,20 +33,20 @@ def test_luminance_of_pure_colours(colour, y):
 def test_psnr_of_a_constant_offset(offset):
     # An offset of all three channels is 219/255 of it in Y.
     expected = 20 * math.log10(255 / (offset * 219 / 255))
-    assert utils.psnr(plain(50 + offset), plain(50), 4) == pytest.approx(expected, abs=1e-9)
-    assert utils.psnr(plain(50), plain(50 + offset), 4) == pytest.approx(expected, abs=1e-9)
+    assert metrics.psnr(plain(50 + offset), plain(50), 4) == pytest.approx(expected, abs=1e-9)
+    assert metrics.psnr(plain(50), plain(50 + offset), 4) == pytest.approx(expected, abs=1e-9)
 
 
 def test_psnr_of_one_wrong_pixel():
     sr_img, hr_img = plain(100), plain(100)
     sr_img[10, 10] = (100, 110, 100)
     mse = (10 * 128.553 / 255) ** 2 / (16 * 12)  # over the 24 - 8 times 20 - 8 pixels within the border
-    assert utils.psnr(sr_img, hr_img, 4) == pytest.approx(10 * math.log10(255**2 / mse))
+    assert metrics.psnr(sr_img, hr_img, 4) == pytest.approx(10 * math.log10(255**2 / mse))
 
 
 def test_equal_images(photographs):
-    assert utils.psnr(photographs[0], photographs[0], 4) == math.inf
-    assert utils.ssim(photographs[0], photographs[0], 4) == pytest.approx(1)
+    assert metrics.psnr(photographs[0], photographs[0], 4) == math.inf
+    assert metrics.ssim(photographs[0], photographs[0], 4) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("border", [2, 3, 4, 8])
@@ -51,13 +54,13 @@ def test_the_border_does_not_count_and_the_next_pixel_does(photographs, border):
     hr_img = photographs[0]
     framed = hr_img.copy()
     framed[:border], framed[-border:], framed[:, :border], framed[:, -border:] = 0, 0, 0, 0
-    assert utils.psnr(framed, hr_img, border) == math.inf
-    assert utils.ssim(framed, hr_img, border) == pytest.approx(1)
+    assert metrics.psnr(framed, hr_img, border) == math.inf
+    assert metrics.ssim(framed, hr_img, border) == pytest.approx(1)
     height, width = hr_img.shape[:2]
     for place in ((border, border), (height - border - 1, width - border - 1)):
         touched = hr_img.copy()
         touched[place] ^= 128
-        assert utils.psnr(touched, hr_img, border) < math.inf
+        assert metrics.psnr(touched, hr_img, border) < math.inf
 
 
 def ssim_by_the_formula(x, y):
@@ -77,21 +80,21 @@ def ssim_by_the_formula(x, y):
 @pytest.mark.parametrize("scale", [2, 4])
 def test_ssim_is_the_formula(photographs, scale):
     hr_img = photographs[0]
-    sr_img = utils.enlarge(utils.downscale(hr_img, scale), scale)
-    planes = [utils.luminance(img)[scale:-scale, scale:-scale] for img in (sr_img, hr_img)]
-    value = utils.ssim(sr_img, hr_img, scale)
+    sr_img = enlarge(downscale(hr_img, scale), scale)
+    planes = [metrics.luminance(img)[scale:-scale, scale:-scale] for img in (sr_img, hr_img)]
+    value = metrics.ssim(sr_img, hr_img, scale)
     assert value == pytest.approx(ssim_by_the_formula(*planes), abs=1e-9)
     assert 0.5 < value < 0.99
 
 
 def test_ssim_needs_room_for_its_window():
-    assert math.isnan(utils.ssim(plain(9, (18, 40)), plain(9, (18, 40)), 4))  # 10 rows are left
-    assert utils.ssim(plain(9, (19, 40)), plain(9, (19, 40)), 4) == pytest.approx(1)
+    assert math.isnan(metrics.ssim(plain(9, (18, 40)), plain(9, (18, 40)), 4))  # 10 rows are left
+    assert metrics.ssim(plain(9, (19, 40)), plain(9, (19, 40)), 4) == pytest.approx(1)
 
 
 @pytest.mark.filterwarnings("error")
 def test_an_image_that_is_all_border_has_no_psnr():
-    assert math.isnan(utils.psnr(plain(9, (8, 8)), plain(9, (8, 8)), 4))
+    assert math.isnan(metrics.psnr(plain(9, (8, 8)), plain(9, (8, 8)), 4))
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
@@ -125,7 +128,7 @@ def test_an_image_smaller_than_the_scale_is_refused(tmp_path):
 
 def test_evaluation_of_bicubic_enlargement(image_folder, photographs):
     """The whole protocol, with nothing of the repository: crop, Pillow down and up, Y, border, PSNR."""
-    entries = utils.evaluate(None, TestPairs(sorted(image_folder.iterdir()), 3))
+    entries = metrics.evaluate(None, TestPairs(sorted(image_folder.iterdir()), 3))
     for entry, photograph in zip(entries, photographs, strict=True):
         height, width = photograph.shape[0] // 3 * 3, photograph.shape[1] // 3 * 3
         hr = Image.fromarray(photograph[:height, :width])
@@ -137,22 +140,22 @@ def test_evaluation_of_bicubic_enlargement(image_folder, photographs):
 
 
 def test_colour_shift(photographs):
-    lr_img = utils.downscale(photographs[0][:72, :96], 4).clip(20, 200)
-    sr_img = utils.enlarge(lr_img, 4)
-    assert utils.colour_shift(sr_img, lr_img) < 0.3
+    lr_img = downscale(photographs[0][:72, :96], 4).clip(20, 200)
+    sr_img = enlarge(lr_img, 4)
+    assert metrics.colour_shift(sr_img, lr_img) < 0.3
     sr_img = sr_img.copy()
     sr_img[..., 1] -= 7  # as a network that leaves the picture too purple
     sr_img[..., 2] += 3
-    assert utils.colour_shift(sr_img, lr_img) == pytest.approx(7, abs=0.3)
+    assert metrics.colour_shift(sr_img, lr_img) == pytest.approx(7, abs=0.3)
 
 
 def test_a_test_set_is_a_folder_or_a_list(lists, image_folder, tmp_path):
-    in_folder = utils.test_images(image_folder)
+    in_folder = datasets.test_images(image_folder)
     assert [path.name for path in in_folder] == sorted(path.name for path in image_folder.iterdir())
-    by_name = utils.test_images(image_folder.name, lists["off"])
+    by_name = datasets.test_images(image_folder.name, lists["off"])
     assert [path.resolve() for path in by_name] == [path.resolve() for path in in_folder]
-    assert len(utils.test_images("validation", lists["off"])) == 2
+    assert len(datasets.test_images("validation", lists["off"])) == 2
     (tmp_path / "empty").mkdir()
     for name in (tmp_path / "empty", "Set99"):
         with pytest.raises(utils.UserError, match="no"):
-            utils.test_images(name, lists["off"])
+            datasets.test_images(name, lists["off"])

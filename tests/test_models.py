@@ -8,11 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from helpers import with_statistics
 from torch import nn
 
+import layers
 import models
-from helpers import with_statistics
-from models import SRCNN, Discriminator, Generator, SRResNet, TruncatedVGG19, build_network, for_inference
+from inference import for_inference
+from models import SRCNN, Discriminator, Generator, SRResNet, TruncatedVGG19, build_network
 
 
 def count(network):
@@ -92,7 +94,7 @@ def test_the_joined_tail_and_the_one_slope_are_the_plain_layers(scale, monkeypat
 
     ours = result_and_gradients()
     monkeypatch.setattr(SRResNet, "joins_last_shuffle", False)
-    monkeypatch.setattr(models.PReLU, "forward", nn.PReLU.forward)
+    monkeypatch.setattr(layers.PReLU, "forward", nn.PReLU.forward)
     for one, other in zip(ours, result_and_gradients(), strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
 

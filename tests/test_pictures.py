@@ -11,13 +11,14 @@ import torch
 from PIL import Image, ImageCms, PngImagePlugin
 from skimage import data
 
-import deep_pictures
-import pictures
 import test as test_script
 import utils
-from deep_pictures import turned
 from models import SRResNet
-from video import upscale_video
+from pictures import deep, formats
+from pictures.deep import turned
+from pictures.pixels import orientation_of, read_image
+from pictures.video import upscale_video
+from weights import blend_networks, save_checkpoint
 
 PHOTOGRAPH = Image.fromarray(data.astronaut()).resize((48, 40))
 
@@ -28,7 +29,7 @@ def weights(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "tiny.pth"
     network = SRResNet(4, blocks=1, channels=4)
-    utils.save_checkpoint(path, {"config": network.config, "weights": network.state_dict(), "step": 0})
+    save_checkpoint(path, {"config": network.config, "weights": network.state_dict(), "step": 0})
     return path
 
 
@@ -66,18 +67,18 @@ def test_alpha_is_enlarged(upscale, tmp_path):
 def test_16_bits_stay_16_bits(ending, channels, upscale, tmp_path):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 65536, (20, 24, channels)).astype(np.uint16)
-    frame = pictures.Frame(np.repeat(pixels[..., :1], 3, 2) if channels == 1 else pixels[..., :3])
+    frame = formats.Frame(np.repeat(pixels[..., :1], 3, 2) if channels == 1 else pixels[..., :3])
     if channels == 4:
         frame.alpha = pixels[..., 3]
     file = tmp_path / f"a.{ending}"
-    pictures.write_picture(file, pictures.Picture([frame], gray=channels == 1))
-    read = pictures.read_picture(file)
+    formats.write_picture(file, formats.Picture([frame], gray=channels == 1))
+    read = formats.read_picture(file)
     back = next(iter(read.frames))
     assert np.array_equal(back.rgb, frame.rgb)  # what is written is read back to the last bit
     assert read.gray == (channels == 1)
     assert channels < 4 or np.array_equal(back.alpha, frame.alpha)
 
-    result = pictures.read_picture(upscale(f"a.{ending}", f"a_x4.{ending}"))
+    result = formats.read_picture(upscale(f"a.{ending}", f"a_x4.{ending}"))
     enlarged = next(iter(result.frames))
     assert enlarged.rgb.dtype == np.uint16 and enlarged.rgb.shape == (80, 96, 3)
     assert len(np.unique(enlarged.rgb)) > 256
@@ -89,7 +90,7 @@ def test_orientation_is_applied_at_8_and_16_bits(orientation, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     PHOTOGRAPH.save(tmp_path / "a.png", exif=exif)
-    upright = next(iter(pictures.read_picture(tmp_path / "a.png").frames)).rgb
+    upright = next(iter(formats.read_picture(tmp_path / "a.png").frames)).rgb
     deep = np.asarray(PHOTOGRAPH).astype(np.uint16) * 257
     assert np.array_equal(turned(deep, orientation) // 257, upright)
 
@@ -105,9 +106,9 @@ def test_damaged_exif_does_not_cost_the_picture(tmp_path):
     for i in range(start, start + len(exif.tobytes()) - 6):
         for value in (0, 12, 255):
             (tmp_path / "a.jpg").write_bytes(whole[:i] + bytes([value]) + whole[i + 1 :])
-            frame = next(iter(pictures.read_picture(tmp_path / "a.jpg").frames))
+            frame = next(iter(formats.read_picture(tmp_path / "a.jpg").frames))
             assert sorted(frame.rgb.shape) == [3, 40, 48]
-            assert np.array_equal(utils.read_image(tmp_path / "a.jpg"), frame.rgb)
+            assert np.array_equal(read_image(tmp_path / "a.jpg"), frame.rgb)
 
 
 def test_metadata_is_kept(upscale, tmp_path):
@@ -174,14 +175,14 @@ def test_an_animation_is_turned_upright(upscale, tmp_path):
     exif[0x0112] = 6
     frames = [PHOTOGRAPH.rotate(10 * i) for i in range(3)]
     frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], duration=50, exif=exif)
-    assert pictures.read_picture(tmp_path / "a.webp").size == (40, 48)
+    assert formats.read_picture(tmp_path / "a.webp").size == (40, 48)
     result = Image.open(upscale("a.webp", "a_x4.webp"))
     assert result.size == (160, 192) and result.n_frames == 3 and 0x0112 not in result.getexif()
 
 
 def only(path):
     """The one frame of a picture that stands still."""
-    [frame] = pictures.read_picture(path).frames
+    [frame] = formats.read_picture(path).frames
     return frame
 
 
@@ -197,8 +198,8 @@ def test_tiffs_are_turned_upright_once(mode, orientation, tmp_path):
         PHOTOGRAPH.convert(mode).save(tmp_path / "a.tif", tiffinfo={0x0112: orientation})
     expected = turned(np.repeat(gray[..., None], 3, axis=2) if mode in ("L", "I;16") else pixels, orientation)
     frame = only(tmp_path / "a.tif")
-    assert np.array_equal(pictures.to_8_bits(frame.rgb), expected)
-    assert np.array_equal(utils.read_image(tmp_path / "a.tif"), expected)
+    assert np.array_equal(formats.to_8_bits(frame.rgb), expected)
+    assert np.array_equal(read_image(tmp_path / "a.tif"), expected)
 
 
 def test_gray_tiffs_of_every_kind_have_the_right_brightness(tmp_path):
@@ -208,7 +209,7 @@ def test_gray_tiffs_of_every_kind_have_the_right_brightness(tmp_path):
     Image.fromarray(gray.astype(np.int32) * 257).save(tmp_path / "wide.tif")
     for name in ("white.tif", "wide.tif"):
         assert np.array_equal(only(tmp_path / name).rgb[..., 0], gray.astype(np.uint16) * 257)
-        assert np.array_equal(utils.read_image(tmp_path / name)[..., 0], gray)
+        assert np.array_equal(read_image(tmp_path / name)[..., 0], gray)
     for wrong in (gray.astype(np.int32) * 70000, gray.astype(np.int32) - 300):
         Image.fromarray(wrong).save(tmp_path / "range.tif")
         with pytest.raises(utils.ImageError, match="range"):
@@ -225,13 +226,13 @@ def test_deep_tiffs_of_every_layout(tmp_path, monkeypatch):
     for name in ("planes.tif", "pages.tif", "unspecified.tif"):
         frame = only(tmp_path / name)
         assert np.array_equal(frame.rgb, deep) and frame.alpha is None
-    assert "2 pages" in pictures.read_picture(tmp_path / "pages.tif").remark
+    assert "2 pages" in formats.read_picture(tmp_path / "pages.tif").remark
 
     def missing(*_):
         raise ValueError("requires the 'imagecodecs' package")
 
     monkeypatch.setattr(tifffile.TiffPage, "asarray", missing)  # as for LZW
-    picture = pictures.read_picture(tmp_path / "pages.tif")
+    picture = formats.read_picture(tmp_path / "pages.tif")
     monkeypatch.undo()
     assert next(iter(picture.frames)).rgb.dtype == np.uint8
 
@@ -244,7 +245,7 @@ def test_words_of_a_deep_tiff_are_kept(upscale, tmp_path):
     result = upscale("a.tif", "a_x4.tif")
     words = Image.open(result).tag_v2
     assert (words[270], words[33432]) == ("the moon", "somebody's") and 282 not in words or words[282] == 1
-    assert "dpi" not in pictures.read_picture(result).info
+    assert "dpi" not in formats.read_picture(result).info
 
 
 def test_transparent_colours_of_deep_and_shallow_pngs(tmp_path):
@@ -253,7 +254,7 @@ def test_transparent_colours_of_deep_and_shallow_pngs(tmp_path):
         pixels = np.full(shape, 50000, np.uint16)
         pixels[1] = key
         with open(tmp_path / "a.png", "wb") as file:
-            deep_pictures._write_png(file, pixels, {})
+            deep._write_png(file, pixels, {})
         data = (tmp_path / "a.png").read_bytes()
         chunk = b"tRNS" + struct.pack(">H", key) * shape[2]
         chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
@@ -278,8 +279,8 @@ def test_transparent_colours_of_deep_and_shallow_pngs(tmp_path):
 def test_gray_with_alpha_of_16_bits(upscale, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 65536, (20, 24, 2)).astype(np.uint16)
     with open(tmp_path / "a.png", "wb") as file:
-        deep_pictures._write_png(file, pixels, {})
-    picture = pictures.read_picture(tmp_path / "a.png")
+        deep._write_png(file, pixels, {})
+    picture = formats.read_picture(tmp_path / "a.png")
     [frame] = picture.frames
     assert picture.gray and np.array_equal(frame.rgb[..., 1], pixels[..., 0]) and np.array_equal(frame.alpha, pixels[..., 1])
     assert upscale("a.png", "a_x4.png").read_bytes()[24:26] == b"\x10\x04"
@@ -289,24 +290,24 @@ def test_gray_with_alpha_of_16_bits(upscale, tmp_path):
 def test_what_is_hidden_by_transparency_does_not_bleed():
     rgb, alpha = np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.uint8)
     rgb[3:6, 3:6], alpha[3:6, 3:6] = (200, 100, 50), 255
-    assert (pictures.fill_transparent(pictures.Frame(rgb, alpha)) == (200, 100, 50)).all()
+    assert (formats.fill_transparent(formats.Frame(rgb, alpha)) == (200, 100, 50)).all()
     rgb[0, 0] = 1
-    assert pictures.fill_transparent(pictures.Frame(rgb, alpha)) is rgb  # the picture goes on there
+    assert formats.fill_transparent(formats.Frame(rgb, alpha)) is rgb  # the picture goes on there
     for plain in (None, np.zeros((9, 9), np.uint8), np.full((9, 9), 7, np.uint8)):
-        assert pictures.fill_transparent(pictures.Frame(rgb, plain)) is rgb
+        assert formats.fill_transparent(formats.Frame(rgb, plain)) is rgb
 
 
 def test_a_raw_file_of_a_camera_is_refused(tmp_path):
     PHOTOGRAPH.save(tmp_path / "a.dng", "TIFF", tiffinfo={50706: bytes([1, 4, 0, 0])})
     with pytest.raises(utils.ImageError, match="raw file"):
-        pictures.read_picture(tmp_path / "a.dng")
+        formats.read_picture(tmp_path / "a.dng")
 
 
 def test_a_damaged_profile_of_inks_does_not_cost_the_picture(tmp_path):
     image = PHOTOGRAPH.convert("CMYK")
     image.save(tmp_path / "a.jpg", icc_profile=b"no profile", quality=100)
     assert np.abs(only(tmp_path / "a.jpg").rgb.astype(int) - np.asarray(image.convert("RGB"))).mean() < 3
-    assert "icc_profile" not in pictures.read_picture(tmp_path / "a.jpg").info
+    assert "icc_profile" not in formats.read_picture(tmp_path / "a.jpg").info
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -336,8 +337,8 @@ def test_transparency_of_gifs(mode, upscale, tmp_path):
 @pytest.mark.parametrize("bits", [8, 16])
 def test_odd_resolutions_are_left_out(dpi, bits, monkeypatch, upscale, tmp_path):
     deep = np.asarray(PHOTOGRAPH).astype(np.uint16)
-    frame = pictures.Frame(deep * 257 if bits == 16 else deep.astype(np.uint8))
-    pictures.write_picture(tmp_path / "a.tif", pictures.Picture([frame], info={"dpi": (300.0, 300.0)}))
+    frame = formats.Frame(deep * 257 if bits == 16 else deep.astype(np.uint8))
+    formats.write_picture(tmp_path / "a.tif", formats.Picture([frame], info={"dpi": (300.0, 300.0)}))
     real = Image.open
 
     def odd(file):
@@ -346,7 +347,7 @@ def test_odd_resolutions_are_left_out(dpi, bits, monkeypatch, upscale, tmp_path)
         return image
 
     with monkeypatch.context() as patch:
-        patch.setattr(pictures.Image, "open", odd)
+        patch.setattr(formats.Image, "open", odd)
         for form, ending in (("png", ".png"), ("tiff", ".tif"), ("bmp", ".bmp")):
             upscale("a.tif", f"a_x4{ending}", "--format", form)
 
@@ -357,7 +358,7 @@ def test_texts_of_pngs_may_be_long_and_do_not_turn_the_result(upscale, tmp_path)
     text.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta><rdf:Description tiff:Orientation="6" dc:title="moon"/></x:xmpmeta>')
     PHOTOGRAPH.save(tmp_path / "a.png", pnginfo=text)
     result = Image.open(upscale("a.png", "a_x4.png"))
-    assert result.size == (160, 192) and utils.orientation_of(result) == 1
+    assert result.size == (160, 192) and orientation_of(result) == 1
     assert len(result.text["long"]) == 2_000_000 and 'dc:title="moon"' in result.text["XML:com.adobe.xmp"]
 
 
@@ -368,7 +369,7 @@ def test_a_transparent_bmp_becomes_a_png(tmp_path):
     pixels = np.dstack([np.asarray(PHOTOGRAPH)[..., ::-1], np.full((40, 48), 99, np.uint8)]).tobytes()
     file = b"BM" + struct.pack("<IHHI", 14 + len(header) + len(pixels), 0, 0, 14 + len(header)) + header + pixels
     (tmp_path / "a.bmp").write_bytes(file)
-    picture = pictures.read_picture(tmp_path / "a.bmp")
+    picture = formats.read_picture(tmp_path / "a.bmp")
     [frame] = picture.frames
     assert picture.format == "png" and frame.alpha.tolist() == [[99] * 48] * 40
     assert np.array_equal(frame.rgb, np.asarray(PHOTOGRAPH))
@@ -377,7 +378,7 @@ def test_a_transparent_bmp_becomes_a_png(tmp_path):
 def test_the_default_image_is_no_frame_of_the_animation(upscale, tmp_path):
     frames = [PHOTOGRAPH.rotate(10 * i) for i in range(4)]
     frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:], default_image=True, duration=70)
-    picture = pictures.read_picture(tmp_path / "a.png")
+    picture = formats.read_picture(tmp_path / "a.png")
     shown = list(picture.frames)
     assert picture.count == len(shown) == 3 and np.array_equal(shown[0].rgb, np.asarray(frames[1]))
     assert Image.open(upscale("a.png", "a_x4.png")).n_frames == 3
@@ -389,7 +390,7 @@ def test_frames_of_a_gif_that_reach_beyond_its_screen_are_cut(upscale, tmp_path)
     data = bytearray((tmp_path / "a.gif").read_bytes())
     data[6:10] = struct.pack("<HH", 30, 20)  # the size of the screen
     (tmp_path / "a.gif").write_bytes(data)
-    picture = pictures.read_picture(tmp_path / "a.gif")
+    picture = formats.read_picture(tmp_path / "a.gif")
     width, height = picture.size
     assert all(frame.rgb.shape == (height, width, 3) for frame in picture.frames)
     assert Image.open(upscale("a.gif", "a_x4.webp", "--format", "webp")).n_frames == 3
@@ -413,11 +414,11 @@ def test_deep_tiffs_of_other_colours_are_read_at_8_bits(tmp_path):
     inks = np.zeros((20, 24, 4), np.uint16)
     inks[..., 0] = 65535
     tifffile.imwrite(tmp_path / "cmyk.tif", inks, photometric="separated")
-    frame = next(iter(pictures.read_picture(tmp_path / "cmyk.tif").frames))
+    frame = next(iter(formats.read_picture(tmp_path / "cmyk.tif").frames))
     assert frame.alpha is None and frame.rgb[0, 0].tolist() == [0, 255, 255]  # cyan
     pixels = np.full((20, 24, 4), 32768, np.uint16)
     tifffile.imwrite(tmp_path / "multiplied.tif", pixels, photometric="rgb", extrasamples=["assocalpha"])
-    frame = next(iter(pictures.read_picture(tmp_path / "multiplied.tif").frames))
+    frame = next(iter(formats.read_picture(tmp_path / "multiplied.tif").frames))
     assert frame.rgb[0, 0].min() >= 254 and frame.alpha[0, 0] == 128  # white, half transparent
 
 
@@ -427,7 +428,7 @@ def test_what_does_not_fit_into_memory_is_one_clear_error(upscale, tmp_path, mon
     def full(*_):
         raise MemoryError
 
-    monkeypatch.setattr(test_script, "upscale", full)
+    monkeypatch.setattr(test_script, "upscale_frame", full)
     with pytest.raises(utils.UserError, match="a.png: not enough memory"):
         upscale("a.png", "a_x4.png")
     assert not list((tmp_path / "out").iterdir())
@@ -435,7 +436,7 @@ def test_what_does_not_fit_into_memory_is_one_clear_error(upscale, tmp_path, mon
 
 def test_formats(upscale, tmp_path):
     PHOTOGRAPH.save(tmp_path / "a.jpg")
-    for form, ending in pictures.FORMATS.items():
+    for form, ending in formats.FORMATS.items():
         result = Image.open(upscale("a.jpg", f"a_x4{ending}", "--format", form))
         assert result.size == (192, 160)
         assert result.format.lower() in (form, {"jpg": "jpeg"}.get(form))
@@ -459,14 +460,14 @@ def test_an_existing_file_is_kept_unless_told_otherwise(upscale, tmp_path):
 
 def test_blend_of_networks():
     first, second = SRResNet(4, 1, 4), SRResNet(4, 1, 4)
-    mixed = utils.blend_networks(first, second, 0.25).state_dict()
+    mixed = blend_networks(first, second, 0.25).state_dict()
     for key, value in first.state_dict().items():
         assert mixed[key].shape == value.shape
     a, b = SRResNet(4, 1, 4), SRResNet(4, 1, 4)
     expected = 0.75 * a.head[0].weight + 0.25 * b.head[0].weight
-    assert torch.allclose(utils.blend_networks(a, b, 0.25).head[0].weight, expected, atol=1e-6)
+    assert torch.allclose(blend_networks(a, b, 0.25).head[0].weight, expected, atol=1e-6)
     with pytest.raises(utils.UserError, match="one size"):
-        utils.blend_networks(SRResNet(4, 1, 4), SRResNet(4, 2, 4), 0.5)
+        blend_networks(SRResNet(4, 1, 4), SRResNet(4, 2, 4), 0.5)
 
 
 def test_video(upscale, tmp_path):

@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import call, make_lists, refusal
 from PIL import Image
 
-import utils
-from conftest import call, make_lists, refusal
+from weights import load_network
 
 FLAGS = ["--device", "cpu", "--precision", "fp32", "--workers", 0, "--crop-size", 48, "--batch-size", 4, "--save-every", 100]
 
@@ -35,7 +35,7 @@ def test_a_scale_from_listing_to_upscaling(scale, work, image_folder, vgg_file, 
     gan = ["--init", stage_1, "--vgg-weights", vgg_file, "--vgg-layer", 22, "--discriminator-channels", 2, "--steps", 3]
     call("train_srgan", *FLAGS, "--data-folder", "data", "--run", "gan", "--scale", scale, *gan)
     stage_2 = "checkpoints/gan/best.pth"
-    assert utils.load_network(stage_2).config == {"arch": "srgan", "scale": scale, "blocks": 1, "channels": 8}
+    assert load_network(stage_2).config == {"arch": "srgan", "scale": scale, "blocks": 1, "channels": 8}
 
     call("eval", "--weights", stage_1, stage_2, "--test-sets", "validation", "--device", "cpu")
     figures = json.loads(Path("results/eval/metrics.json").read_text())

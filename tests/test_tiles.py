@@ -6,12 +6,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-
-import models
-import utils
 from conftest import ROOT
 from helpers import with_statistics
-from models import SRCNN, SRResNet, for_inference
+
+import inference
+import models
+import utils
+from inference import for_inference
+from models import SRCNN, SRResNet
 
 
 def inference_network(network):
@@ -33,10 +35,10 @@ def whole(network, lr_img):
 @pytest.mark.parametrize("scale", models.SCALES)
 def test_tiles_are_the_whole(make, scale, monkeypatch):
     network = inference_network(make(scale))
-    monkeypatch.setattr(utils, "BLOCK", 24)
+    monkeypatch.setattr(inference, "BLOCK", 24)
     for height, width, tile in ((67, 91, 16), (64, 47, 33), (131, 20, 50), (1, 90, 16), (17, 33, 16)):
         lr_img = picture(height, width)
-        result = utils.upscale(network, lr_img, tile)
+        result = inference.upscale(network, lr_img, tile)
         assert result.shape == (scale * height, scale * width, 3) and result.dtype == np.uint8
         assert np.abs(result - whole(network, lr_img)).max() <= 1, (height, width, tile)
 
@@ -46,19 +48,19 @@ def test_a_margin_that_is_too_small_would_show():
     network = inference_network(SRResNet(2, 5, 8))
     lr_img = picture(64, 64)
     network.features_margin = 2
-    assert np.abs(utils.upscale(network, lr_img, 16) - whole(network, lr_img)).max() > 1
+    assert np.abs(inference.upscale(network, lr_img, 16) - whole(network, lr_img)).max() > 1
 
 
 def test_tiles_of_16_bits():
     network = inference_network(SRResNet(2, 4, 8))
     lr_img = picture(50, 61).astype(np.uint16) * 257
-    tiled, single = utils.upscale(network, lr_img, 16), utils.upscale(network, lr_img, 100)
+    tiled, single = inference.upscale(network, lr_img, 16), inference.upscale(network, lr_img, 100)
     assert tiled.dtype == np.uint16 and np.abs(tiled.astype(int) - single).max() <= 257
 
 
 def test_a_tile_that_does_not_fit_is_halved(monkeypatch):
     network, lr_img, tried = inference_network(SRResNet(2, 1, 4)), picture(70, 90), []
-    upscale_tile = utils.upscale_tile
+    upscale_tile = inference.upscale_tile
 
     def with_little_memory(network, lr_img, part, out):
         top, left, bottom, right = part
@@ -67,11 +69,11 @@ def test_a_tile_that_does_not_fit_is_halved(monkeypatch):
             raise torch.OutOfMemoryError("no")
         upscale_tile(network, lr_img, part, out)
 
-    monkeypatch.setattr(utils, "upscale_tile", with_little_memory)
+    monkeypatch.setattr(inference, "upscale_tile", with_little_memory)
     progress = []
-    result = utils.upscale(network, lr_img, progress=lambda done, total: progress.append((done, total)))
+    result = inference.upscale(network, lr_img, progress=lambda done, total: progress.append((done, total)))
     assert tried[:2] == [90, 45] and max(tried[4:]) <= 25
-    assert np.array_equal(result, utils.upscale(network, lr_img, 25)) and progress[-1] == (70 * 90, 70 * 90)
+    assert np.array_equal(result, inference.upscale(network, lr_img, 25)) and progress[-1] == (70 * 90, 70 * 90)
     assert progress == sorted(progress)
 
 
@@ -79,18 +81,18 @@ def test_no_memory_at_all_is_one_clear_error(monkeypatch):
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(utils, "upscale_tile", fail)
+    monkeypatch.setattr(inference, "upscale_tile", fail)
     with pytest.raises(utils.UserError, match="not enough memory even for a tile of 16"):
-        utils.upscale(inference_network(SRResNet(2, 1, 4)), picture(40, 40))
+        inference.upscale(inference_network(SRResNet(2, 1, 4)), picture(40, 40))
 
 
 def test_another_error_is_not_taken_for_want_of_memory(monkeypatch):
     def fail(*_):
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(utils, "upscale_tile", fail)
+    monkeypatch.setattr(inference, "upscale_tile", fail)
     with pytest.raises(RuntimeError, match="a fault of ours"):
-        utils.upscale(inference_network(SRResNet(2, 1, 4)), picture(40, 40))
+        inference.upscale(inference_network(SRResNet(2, 1, 4)), picture(40, 40))
 
 
 def test_overlap_wastes_at_most_a_quarter_of_the_work(monkeypatch):
@@ -109,9 +111,9 @@ def test_overlap_wastes_at_most_a_quarter_of_the_work(monkeypatch):
         return reconstruct(maps)
 
     monkeypatch.setattr(network, "reconstruct", counted)
-    monkeypatch.setattr(utils, "tile_that_fits", lambda _: utils.TILE)
+    monkeypatch.setattr(inference, "tile_that_fits", lambda _: inference.TILE)
     height, width = 1500, 2000
-    utils.upscale(network, np.zeros((height, width, 3), np.uint8))
+    inference.upscale(network, np.zeros((height, width, 3), np.uint8))
     # For a pixel of SRResNet x4: 33 convolutions of 64 to 64 channels and one of 3 to 64; two sub-pixel blocks and the tail.
     features, rest = 33 * 9 * 64 * 64 + 81 * 3 * 64, (1 + 4) * 9 * 64 * 256 + 16 * 81 * 64 * 3
     done = features * work["features"] / 16 + rest * work["reconstruct"]
@@ -124,8 +126,10 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np
 import torch
-from models import SRResNet, for_inference
-from utils import pick_device, upscale
+from inference import for_inference
+from models import SRResNet
+from devices import pick_device
+from inference import upscale
 network = for_inference(SRResNet(4, 2, 16), pick_device("cpu"))
 upscale(network, np.zeros((100, 100, 3), np.uint8))
 highest = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1e3

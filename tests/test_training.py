@@ -6,18 +6,24 @@ import csv
 import math
 import os
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import call, refusal
 
+import datasets
+import devices
+import losses
+import runs
 import train_srgan
 import train_srresnet
 import utils
-from conftest import call, refusal
 from datasets import training_pair
 from models import Discriminator, Generator, SRResNet, TruncatedVGG19
+from weights import load_checkpoint, load_network, save_checkpoint
 
 GAN_ARGS = train_srgan.parse_arguments(["--vgg-layer=22", "--vgg-factor=0.5", "--adversarial-weight=0.1"])
 
@@ -173,15 +179,15 @@ def test_the_cosine_distance_of_several_layers_before_their_relu(networks, batch
         assert sr.min() < 0
         expected += 1 - ((sr * hr).sum(1) / (sr.square().sum(1) * hr.square().sum(1)).sqrt()).mean()
     assert torch.isclose(figures["content"], expected, rtol=1e-4)
-    assert train_srgan.cosine_distance(3 * sr, sr).abs() < 1e-6  # the length of a vector does not count
+    assert losses.cosine_distance(3 * sr, sr).abs() < 1e-6  # the length of a vector does not count
 
 
 def test_the_discriminator_judges_squares(networks, batch):
     imgs = torch.arange(2 * 3 * 8 * 12).view(2, 3, 8, 12)
-    cut = train_srgan.squares(imgs, 4)
+    cut = losses.squares(imgs, 4)
     assert cut.shape == (12, 3, 4, 4)
     assert torch.equal(cut[0], imgs[0, :, :4, :4]) and torch.equal(cut[4], imgs[0, :, 4:, 4:8])
-    assert train_srgan.squares(imgs, None) is imgs
+    assert losses.squares(imgs, None) is imgs
     seen = []
     networks[1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
     figures = gan_step(networks, batch, args=SimpleNamespace(**vars(GAN_ARGS) | {"discriminator_crop": 16}))
@@ -192,9 +198,9 @@ def test_the_discriminator_judges_squares(networks, batch):
 def test_the_grid_loss_sees_patterns_of_the_scale_alone():
     texture = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     pattern = texture[:, :, :4, :4].repeat(1, 1, 24, 24)
-    assert train_srgan.grid_loss(pattern, 4) == pytest.approx(pattern.square().mean().item(), rel=1e-4)
-    assert train_srgan.grid_loss(texture, 4) == pytest.approx(1 / 64, rel=0.2)  # the variance of a mean of 8x8
-    assert train_srgan.grid_loss(pattern[:, :, :16, :16], 4) > 0.5  # crops of fewer than 8 LR pixels
+    assert losses.grid_loss(pattern, 4) == pytest.approx(pattern.square().mean().item(), rel=1e-4)
+    assert losses.grid_loss(texture, 4) == pytest.approx(1 / 64, rel=0.2)  # the variance of a mean of 8x8
+    assert losses.grid_loss(pattern[:, :, :16, :16], 4) > 0.5  # crops of fewer than 8 LR pixels
 
 
 # Schedules and the moving average
@@ -203,7 +209,7 @@ def test_the_grid_loss_sees_patterns_of_the_scale_alone():
 def test_learning_rate_schedules():
     def rates(schedule, warmup_steps=0):
         args = SimpleNamespace(learning_rate=0.5, schedule=schedule, steps=10, warmup_steps=warmup_steps)
-        return [utils.learning_rate_at(step, args) for step in range(1, 11)]
+        return [runs.learning_rate_at(step, args) for step in range(1, 11)]
 
     assert rates("constant") == [0.5] * 10
     assert rates("constant", warmup_steps=4) == [0.125, 0.25, 0.375] + [0.5] * 7
@@ -214,9 +220,9 @@ def test_learning_rate_schedules():
 def test_bare_defaults_are_the_papers_schedules():
     stage_1, stage_2 = train_srresnet.parse_arguments([]), train_srgan.parse_arguments([])
     assert (stage_1.steps, stage_2.steps) == (1_000_000, 200_000)
-    assert {utils.learning_rate_at(step, stage_1) for step in (1, 500_001, 1_000_000)} == {1e-4}
-    assert utils.learning_rate_at(100_000, stage_2) == 1e-4
-    assert utils.learning_rate_at(100_001, stage_2) == pytest.approx(1e-5)
+    assert {runs.learning_rate_at(step, stage_1) for step in (1, 500_001, 1_000_000)} == {1e-4}
+    assert runs.learning_rate_at(100_000, stage_2) == 1e-4
+    assert runs.learning_rate_at(100_001, stage_2) == pytest.approx(1e-5)
     for args in (stage_1, stage_2):
         assert (args.scale, args.batch_size, args.crop_size, args.blocks, args.channels) == (4, 16, 96, 16, 64)
     assert (stage_2.vgg_layer, stage_2.adversarial_weight, stage_2.content_loss) == ([54], 1e-3, "mse")
@@ -227,7 +233,7 @@ def test_moving_average():
     network, ema = SRResNet(2, 1, 4), SRResNet(2, 1, 4)
     network(torch.rand(2, 3, 8, 8))  # moves the statistics of batch normalisation, and counts
     old, new = copy.deepcopy(ema.state_dict()), network.state_dict()
-    utils.update_ema(ema, network, 10_000, 0.9)
+    runs.update_ema(ema, network, 10_000, 0.9)
     for key, value in ema.state_dict().items():
         if value.is_floating_point():
             assert torch.allclose(value, 0.9 * old[key] + 0.1 * new[key], atol=1e-7)
@@ -235,7 +241,7 @@ def test_moving_average():
             assert torch.equal(value, new[key])
     # The first average is mostly the network: a decay of 2/11 at step 1, whatever the decay asked for.
     old = copy.deepcopy(ema.state_dict())
-    utils.update_ema(ema, network, 1, 0.999)
+    runs.update_ema(ema, network, 1, 0.999)
     weight = "head.0.weight"
     assert torch.allclose(ema.state_dict()[weight], 2 / 11 * old[weight] + 9 / 11 * new[weight], atol=1e-7)
 
@@ -245,18 +251,18 @@ def test_moving_average():
 
 def should_compile(compile="auto", dtype=torch.bfloat16, device="cpu", **more):
     args = SimpleNamespace(**{"compile": compile, "dry_run": False, "steps": 2000, "stage": 1} | more)
-    return utils.should_compile(args, torch.device(device), dtype)
+    return devices.should_compile(args, torch.device(device), dtype)
 
 
 def test_compile_is_chosen_where_it_gains(monkeypatch):
-    monkeypatch.setattr(utils.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(devices.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert should_compile() and should_compile("on", torch.float32, steps=1)
     assert not should_compile("off") and not should_compile(dtype=torch.float32) and not should_compile(stage=2)
     assert not should_compile(steps=1999) and not should_compile(dry_run=True)
 
 
 def test_without_a_compiler_auto_goes_on_and_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(utils.shutil, "which", lambda _: None)
+    monkeypatch.setattr(devices.shutil, "which", lambda _: None)
     assert not should_compile()
     assert "no compiler" in capsys.readouterr().out
     with pytest.raises(utils.UserError, match="--compile on needs a C"):
@@ -280,7 +286,7 @@ def stage(request, work, lists, vgg_file):
 def after_step(monkeypatch, script, number, action):
     """Do something to a run in the middle of a step, when the networks have been trained and nothing was logged."""
     module = {"train_srresnet": train_srresnet, "train_srgan": train_srgan}[script]
-    update_ema = utils.update_ema
+    update_ema = runs.update_ema
 
     def hook(ema, network, step, decay):
         update_ema(ema, network, step, decay)
@@ -384,9 +390,9 @@ def test_changed_arguments_are_listed_and_refused(stage, capsys):
 def test_a_flag_that_the_checkpoint_does_not_know_was_off(stage, capsys):
     script, flags = stage
     call(script, *flags, "--schedule", "constant", "--steps", 2)
-    checkpoint = utils.load_checkpoint("checkpoints/small/step_00000002.pth")
+    checkpoint = load_checkpoint("checkpoints/small/step_00000002.pth")
     del checkpoint["args"]["seed"]
-    utils.save_checkpoint("checkpoints/small/step_00000002.pth", checkpoint)
+    save_checkpoint("checkpoints/small/step_00000002.pth", checkpoint)
     flags = [*flags, "--schedule", "constant", "--steps", 3, "--resume"]
     assert "--seed was None, is 5" in refusal(capsys, script, *flags, "--seed", 5)
     call(script, *flags)
@@ -400,7 +406,7 @@ def test_a_resumed_run_remembers_where_it_began(stage, work):
     call(script, *flags[:i], *flags[i + 2 :], "--schedule", "constant", "--steps", 3, "--resume")
     after = utils.read_json("results/small/config.json")
     assert after["resume"] and after["init"] == before["init"]
-    assert utils.load_newest("checkpoints/small")["args"]["init"] == before["init"]
+    assert runs.Checkpoints(Path("checkpoints/small")).load_newest()["args"]["init"] == before["init"]
 
 
 def test_a_run_at_a_constant_rate_may_be_prolonged(stage, work):
@@ -442,21 +448,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(stage, work, monkeypatch, capsy
     line = refusal(capsys, script, *flags, "--validate-every", 4, "--save-every", 2, "--log-every", 5)
     assert "step 4: a loss or gradient is not finite" in line and "step_00000002.pth" in line and "--learning-rate" in line
     assert not (work / "checkpoints/small/best.pth").exists()  # which step 4 would have written
-    saved = utils.load_newest(work / "checkpoints/small")
+    saved = runs.Checkpoints(work / "checkpoints/small").load_newest()
     assert saved["step"] == 2 and all(value.isfinite().all() for value in saved["weights"].values())
 
 
 def test_a_bad_image_is_reported_and_does_not_stop_the_run(stage, work, tmp_path, photographs, capsys):
-    from PIL import Image
-
     from conftest import make_lists
+    from PIL import Image
 
     script, flags = stage
     for i, photograph in enumerate(photographs):
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.fromarray(photograph).save(tmp_path / "photos" / f"{i}.png")
     make_lists(tmp_path / "data", tmp_path / "photos", "--pack", "off")
-    gone = utils.read_list(tmp_path / "data/train_images.json")[0]
+    gone = datasets.read_list(tmp_path / "data/train_images.json")[0]
     gone.unlink()
     call(script, *flags, "--data-folder", tmp_path / "data")
     out = capsys.readouterr().out
@@ -481,14 +486,14 @@ def test_a_bad_validation_image_is_found_before_the_first_step(stage, work, tmp_
 def test_stage_2_starts_from_stage_1(work, lists, vgg_file, capsys):
     torch.manual_seed(0)
     network = SRResNet(4, 1, 8)
-    utils.save_checkpoint("start.pth", {"config": network.config, "weights": network.state_dict(), "step": 1})
+    save_checkpoint("start.pth", {"config": network.config, "weights": network.state_dict(), "step": 1})
     generator = train_srgan.start_generator(SimpleNamespace(init="start.pth", scale=4))
     assert isinstance(generator, Generator) and equal(generator.net.state_dict(), network.state_dict())
     assert capsys.readouterr().out == ""
     # And goes on with the discriminator of another run.
     torch.manual_seed(1)
     discriminator = Discriminator(2)
-    utils.save_checkpoint("run.pth", {"discriminator": discriminator.state_dict()})
+    save_checkpoint("run.pth", {"discriminator": discriminator.state_dict()})
     args = SimpleNamespace(discriminator_channels=2, init_discriminator="run.pth", resume=False)
     assert equal(train_srgan.start_discriminator(args).state_dict(), discriminator.state_dict())
     for wrong in ({"init_discriminator": "start.pth"}, {"discriminator_channels": 3}):
@@ -509,9 +514,9 @@ def test_under_torchrun_each_process_needs_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(utils.UserError, match="cuda:1: this PyTorch sees 1 CUDA devices"):
-        utils.Processes("auto")
+        devices.Processes("auto")
     with pytest.raises(utils.UserError, match="give --device cuda$"):
-        utils.Processes("cuda:0")
+        devices.Processes("cuda:0")
 
 
 # Checkpoints
@@ -540,7 +545,7 @@ def test_a_file_that_could_run_code_is_not_loaded(weights):
 
     for content in (network, {"config": network.config, "weights": Bomb()}):
         torch.save(content, path)
-        assert "could run code" in refused(utils.load_checkpoint, path)
+        assert "could run code" in refused(load_checkpoint, path)
     assert not (path.parent / "exploded").exists()
 
 
@@ -550,13 +555,13 @@ def test_a_damaged_file_is_refused(weights):
     whole = path.read_bytes()
     for content in (b"", whole[:100], whole[: len(whole) // 2], whole[:-1], b"no weights\n", b"<!DOCTYPE html>", b'{"a": 1}'):
         path.write_bytes(content)
-        assert "whole" in refused(utils.load_checkpoint, path)
+        assert "whole" in refused(load_checkpoint, path)
     for i in range(200, len(whole), 97):  # PyTorch's reader has many ways to fail
         path.write_bytes(whole[:i] + bytes([whole[i] ^ 255]) + whole[i + 1 :])
         with contextlib.suppress(utils.UserError):
-            utils.load_network(path)
+            load_network(path)
     path.unlink()
-    assert "no such file" in refused(utils.load_checkpoint, path)
+    assert "no such file" in refused(load_checkpoint, path)
 
 
 def test_weights_of_another_network_are_refused(weights):
@@ -567,24 +572,24 @@ def test_weights_of_another_network_are_refused(weights):
     contents += [{"config": {"arch": [1]}, "weights": state}, {"weights": state | {"net.head.0.weight": 3}}]
     for content in contents:
         torch.save(content, path)
-        refused(utils.load_network, path)
+        refused(load_network, path)
 
 
 def test_a_failed_save_leaves_the_earlier_file(weights, monkeypatch):
     path, _, state = weights
-    utils.save_checkpoint(path, {"weights": state, "step": 1})
+    save_checkpoint(path, {"weights": state, "step": 1})
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(utils.os, "fsync", full_disk)
-    assert "No space left" in refused(lambda path: utils.save_checkpoint(path, {"step": 2}), path)
-    assert utils.load_checkpoint(path)["step"] == 1 and list(path.parent.iterdir()) == [path]
+    assert "No space left" in refused(lambda path: save_checkpoint(path, {"step": 2}), path)
+    assert load_checkpoint(path)["step"] == 1 and list(path.parent.iterdir()) == [path]
 
 
 def test_frozen_statistics_stay(batch):
     network = SRResNet(4, 1, 8)
-    utils.freeze_bn(network)
+    runs.freeze_bn(network)
     before = copy.deepcopy(network.state_dict())
     train_srresnet.train_step(network, torch.optim.SGD(network.parameters(), 0.1), *batch)
     changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}

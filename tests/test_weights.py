@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from models import Generator, SRResNet
-from utils import UserError, load_checkpoint, load_network, save_checkpoint, start_from
-from weight_formats import config_of
+from utils import UserError
+from weights import config_of, load_checkpoint, load_network, save_checkpoint, start_from
 
 SGRVINOD = [  # patterns of our names, and what the tutorial calls the same layers
     (r"head\.", "conv_block1.conv_block."),

@@ -6,6 +6,7 @@ import warnings
 import zlib
 
 import numpy as np
+import torch
 from PIL import Image
 
 
@@ -26,7 +27,6 @@ def deep_pixels(image, data):
 def _decode_png(data, transparent):
     """By torchvision, which means to leave this to another package some day."""
     try:
-        import torch
         from torchvision.io import ImageReadMode, decode_image
     except ImportError:
         raise ValueError("this torchvision cannot read a colour PNG of 16 bits; save it as a TIFF") from None

@@ -1,7 +1,7 @@
 """Reading and writing pictures as people have them: gray, transparent, 16 bits deep, upright by EXIF, animated, with metadata.
 
 The networks see RGB arrays; what they do not see (transparency, timing, colour profile, resolution, text) is carried past
-them. deep_pictures.py has the formats of 16 bits; utils.read_image is the simple reader for training and measuring.
+them. Not here: pixels of 16 bits (deep.py), the plain reader for training and measuring (pixels.read_image), video.py.
 """
 
 import contextlib
@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageSequence, PngImagePlugin
 
-from deep_pictures import deep_pixels, turned, write_deep
-from utils import ImageError, UserError, atomic_write, deep_gray, is_out_of_memory, orientation_of, upright
+from devices import is_out_of_memory
+from pictures.deep import deep_pixels, turned, write_deep
+from pictures.pixels import deep_gray, orientation_of, upright
+from utils import ImageError, UserError, atomic_write
 
 # The endings by which a file's format is chosen, and the formats that hold 16 bits or several frames.
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp", "gif": ".gif"}

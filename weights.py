@@ -1,4 +1,4 @@
-"""Weights from elsewhere: safetensors files, and state dicts of other implementations of the same network.
+"""Weights in files: checkpoints, safetensors and other people's state dicts; blending, and starting from weights.
 
 The well-known PyTorch implementations of SRResNet call its layers by other names; some make the same layers in the same
 order. A state dict is taken in by position, if at each position the kind and the shape of the tensor are ours.
@@ -7,14 +7,22 @@ order. A state dict is taken in by position, if at each position the kind and th
     leftthomas/SRGAN and its many descendants          taken in, if batch normalisation follows the residual blocks
     Lornatang/SRGAN-PyTorch, twtygqyy/pytorch-SRResNet, eriklindernoren/PyTorch-GAN,
     aladdinpersson/Machine-Learning-Collection, BasicSR    refused: no biases, a PReLU weight per channel, or other layers
+
+Not here: when a run saves (runs.py), and formats for other programs (export.py).
 """
 
+import io
 import json
 import math
+import pickle
 import re
 import sys
+from pathlib import Path
 
-from utils import UserError
+import torch
+
+from models import build_network
+from utils import UserError, atomic_write
 
 # What a checkpoint may keep its state dict under, ours first; the moving average is the one to upscale with.
 HOLDERS = ["ema", "weights", "params_ema", "ema_state_dict", "params", "state_dict", "model_state_dict", "generator", "model"]
@@ -23,6 +31,89 @@ IMPLEMENTATIONS = {  # by a name that only it uses
     "block8.0.conv.weight": "leftthomas/SRGAN",
 }
 WANTS_IMAGENET_INPUT = {"sgrvinod/a-PyTorch-Tutorial-to-Super-Resolution"}
+
+
+def save_checkpoint(path, state):
+    """Write a dict of plain values and tensors to `path`, whole or not at all. Raises UserError, as on a full disk."""
+    buffer = io.BytesIO()  # so that what fails below is the file, and says so as an OSError
+    torch.save(state, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def load_checkpoint(path) -> dict:
+    """The dict in a checkpoint or safetensors file, on the CPU; never runs code from it. Raises UserError if none is whole."""
+    if Path(path).suffix == ".safetensors":
+        return read_safetensors(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read, or is not whole: {error.strerror or error}") from None
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if not found:
+            raise UserError(f"{path}: not a whole PyTorch file (truncated, or something else)") from None
+        raise UserError(
+            f"{path}: holds a Python object ({found[1]}), which could run code, and is not loaded; with the code that made it, "
+            "load it and save its weights alone: torch.save(model.state_dict(), 'weights.pth')"
+        ) from None
+    except Exception:  # PyTorch raises whatever the bytes lead it to
+        raise UserError(f"{path}: not a whole PyTorch file (truncated, or something else)") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: holds a {type(state).__name__}, not a checkpoint")
+    return state
+
+
+def load_network(path):
+    """The network in a checkpoint, on the CPU: the moving average of its weights if there is one.
+
+    Also takes a bare state dict of a SRResNet or SRGAN generator, with or without the prefixes that DataParallel and
+    torch.compile put before the names, and those of other implementations that weight_formats.py knows. Raises UserError
+    for anything else.
+    """
+    checkpoint = load_checkpoint(path)
+    weights = state_dict_in(checkpoint)
+    try:
+        network = build_network(checkpoint.get("config") or config_of(weights))
+        network.load_state_dict(in_our_names(weights, network, path))
+    except (ValueError, RuntimeError, AttributeError, LookupError) as error:
+        reason = "no weights of a network that upscales" if isinstance(error, (AttributeError, LookupError)) else error
+        raise UserError(f"{path}: does not fit: {str(reason)[:300]}") from None
+    return network
+
+
+def blend_networks(first, second, share):
+    """The network with weights (1 - share) * first + share * second; `second` was trained from `first`.
+
+    Wang et al., "Deep Network Interpolation for Continuous Imagery Effect Transition", CVPR 2019. Raises UserError for
+    networks of different sizes.
+    """
+    first, second = (getattr(network, "net", network) for network in (first, second))
+    if first.config != second.config:
+        raise UserError(f"only networks of one size can be blended, not {first.config} and {second.config}")
+    values = second.state_dict()
+    for key, value in first.state_dict().items():
+        if value.is_floating_point():
+            values[key].lerp_(value, 1 - share)
+    return second
+
+
+def start_from(path, network):
+    """Give a network the weights of another one, as far as they fit; says which did not."""
+    source, target = load_network(path), getattr(network, "net", network)
+    if source.config.get("imagenet_input") != target.config.get("imagenet_input"):
+        raise UserError(f"{path}: these weights take LR images normalised as for ImageNet, unlike the network to start")
+    weights = {key.removeprefix("net."): value for key, value in source.state_dict().items()}
+    own = target.state_dict()
+    fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    target.load_state_dict(own | fitting)
+    fresh = [key for key in own if key not in fitting]
+    unused = [key for key in weights if key not in fitting]
+    if fresh or unused:
+        print(f"{path}: what fits is taken; not in it or of another shape, so untrained: {', '.join(fresh) or 'nothing'}")
+        print(f"{path}: not used: {', '.join(unused) or 'nothing'}")
 
 
 def read_safetensors(path) -> dict:

@@ -1,0 +1,119 @@
+"""PSNR, SSIM, LPIPS, and figures for looking at what a network does wrong; `evaluate`, the protocol of the README, once.
+
+Pictures are (H, W, 3) uint8. Not here: command lines, and where test images come from (datasets.py).
+"""
+
+import math
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image
+
+from inference import upscale
+from pictures.pixels import enlarge, to_tensor
+from utils import UserError
+from weights import load_checkpoint
+
+
+def luminance(img):
+    """Y of BT.601 in studio range: (H, W, 3) uint8 -> (H, W) float64 in [16, 235]."""
+    return 16 + img.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255
+
+
+def psnr(sr_img, hr_img, border):
+    """Peak signal-to-noise ratio on Y in dB, without `border` pixels at each side; infinite for equal images."""
+    error = without_border(luminance(sr_img) - luminance(hr_img), border)
+    if not error.size:
+        return math.nan
+    mse = np.mean(error**2)
+    return 10 * math.log10(255**2 / mse) if mse else math.inf
+
+
+def ssim(sr_img, hr_img, border):
+    """Structural similarity on Y, at most 1, without `border` pixels at each side: 11x11 Gaussian window, sigma 1.5."""
+    from skimage.metrics import structural_similarity
+
+    sr, hr = (without_border(luminance(img), border) for img in (sr_img, hr_img))
+    if min(hr.shape) < 11:
+        return math.nan  # the window does not fit
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    return float(structural_similarity(sr, hr, **options))
+
+
+def colour_shift(sr_img, lr_img):
+    """How far the mean colour of the SR image is from that of the LR image: grey levels, in the channel where it is most.
+
+    For looking at what a network does wrong, no metric of the table. Means are those of the SR image made small again.
+    """
+    small = np.asarray(Image.fromarray(sr_img).resize(lr_img.shape[1::-1], Image.Resampling.BICUBIC))
+    return float(np.abs(small.mean((0, 1)) - lr_img.mean((0, 1))).max())
+
+
+def without_border(plane, border):
+    return plane[border : plane.shape[0] - border, border : plane.shape[1] - border]
+
+
+def evaluate(network, pairs, more_metrics=None, processes=None, on_image=None) -> list[dict]:
+    """PSNR, SSIM, `more_metrics` (functions of the SR and the HR image, by name) and colour shift of each image.
+
+    By the README's protocol. `pairs` is a datasets.TestPairs; `network` comes from `for_inference`, or is None for bicubic
+    enlargement. Of several `processes` each measures its share and all get the whole list. `on_image(entry)` hears of each.
+    """
+    rank, count = (processes.rank, processes.count) if processes else (0, 1)
+    entries = {}
+    for i in range(rank, len(pairs), count):
+        name, lr_img, hr_img = pairs[i]
+        sr_img = enlarge(lr_img, pairs.scale) if network is None else upscale(network, lr_img)
+        entries[i] = {"image": name, "psnr": psnr(sr_img, hr_img, pairs.scale), "ssim": ssim(sr_img, hr_img, pairs.scale)}
+        for key, measure in (more_metrics or {}).items():
+            entries[i][key] = measure(sr_img, hr_img)
+        entries[i]["colour_shift"] = colour_shift(sr_img, lr_img)
+        if on_image:
+            on_image(entries[i])
+    if count > 1:
+        entries = {i: entry for share in processes.gather(entries) for i, entry in share.items()}
+    return [entries[i] for i in sorted(entries)]
+
+
+def mean_figures(entries):
+    """The mean over images of each figure."""
+    return {key: float(np.mean([entry[key] for entry in entries])) for key in entries[0] if key != "image"}
+
+
+def load_lpips(backbone="imagenet", device="cpu"):
+    """The metric LPIPS (AlexNet, v0.1): a function of an SR and an HR image (H, W, 3) uint8; the lower the closer.
+
+    `backbone` is "imagenet" (torchvision downloads AlexNet) or the path of a state dict of `alexnet().features`.
+    Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018, by their package.
+    Raises UserError where the package or the weights are not to be had.
+    """
+    try:
+        import lpips
+    except ImportError:
+        raise UserError("LPIPS needs the package lpips: pip install lpips") from None
+    with warnings.catch_warnings():  # the package asks torchvision for AlexNet in an old way
+        warnings.simplefilter("ignore")
+        metric = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)  # its linear layers come with it
+    if backbone == "imagenet":
+        from torchvision.models import AlexNet_Weights
+
+        try:
+            state = AlexNet_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+        except OSError as error:
+            raise UserError(f"AlexNet cannot be downloaded ({error}); give a file by --lpips-backbone") from None
+    else:
+        state = load_checkpoint(backbone)
+    state = {key.removeprefix("features."): value for key, value in state.items()}
+    try:
+        for layers in (getattr(metric.net, f"slice{i}") for i in range(1, metric.net.N_slices + 1)):
+            layers.load_state_dict({key: state[key] for key in layers.state_dict()})
+    except (KeyError, RuntimeError):
+        raise UserError(f"{backbone}: not the features of torchvision's AlexNet") from None
+    metric.to(device).requires_grad_(False)
+
+    def measure(sr_img, hr_img):
+        with torch.inference_mode():
+            return metric(to_tensor(sr_img, device), to_tensor(hr_img, device)).item()
+
+    return measure

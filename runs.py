@@ -1,0 +1,452 @@
+"""A training run: its log, its checkpoints, and when to print, validate, save and stop; learning rate and moving average.
+
+`Log` writes, `Checkpoints` keeps and restores, `Run` decides. The processes of torchrun are devices.Processes.
+Not here: networks, losses, and the steps themselves, which stand in the training scripts.
+"""
+
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets import SRDataset, TestPairs, test_images, train_loader, training_pair
+from devices import Processes, pick_dtype, should_compile
+from inference import upscale
+from metrics import evaluate, mean_figures
+from pictures.comparison import labelled_row, stack
+from pictures.pixels import enlarge, write_image
+from utils import UserError, replace_by_link, write_text
+from weights import load_checkpoint, save_checkpoint
+
+# What may differ when a run is resumed: it changes where things are, how fast they go or what is shown, not what is learnt.
+FREE_ON_RESUME = {"data_folder", "run", "resume", "workers", "device", "precision", "compile", "dry_run"}
+FREE_ON_RESUME |= {"init", "init_discriminator", "validate_on", "validate_every", "save_every", "log_every"}
+
+
+class Log:
+    """What a run writes: means of the steps' figures, to log.csv, TensorBoard and the console.
+
+    Under torchrun there is one in each process, which add up their figures; only that of rank 0 writes.
+    """
+
+    def __init__(self, processes, steps):
+        self.processes, self.steps = processes, steps
+        self.writes = processes.rank == 0
+        self.sums, self.count = {}, 0
+        self.row, self.figures = {}, {}  # of the step that is being written, and the last of each
+        self.first_bad = torch.zeros((), dtype=torch.int64, device=processes.device)
+
+    def open(self, folder, columns, start):
+        """Open log.csv (step and `columns`) and TensorBoard's file, to go on after step `start`."""
+        self.clock, self.clock_step, self.waited = time.perf_counter(), start, 0.0
+        if not self.writes:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # half a second, which evaluating needs not wait for
+
+        self.columns = ["step", *columns]
+        self.csv_file = self._open_csv(folder / "log.csv", start)
+        self.board = SummaryWriter(str(folder), purge_step=start + 1)
+
+    def _open_csv(self, path, start):
+        """The open log.csv, with the rows of earlier steps only: what a killed run wrote after its last save goes."""
+        rows = []
+        if path.exists():
+            with open(path, newline="") as file:
+                rows = [row for row in csv.DictReader(file) if None not in row.values() and int(row["step"]) <= start]
+        temporary = path.with_suffix(".tmp")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, path)
+        return open(path, "a", newline="")
+
+    def print(self, *words):
+        if self.writes:
+            print(*words, flush=True)
+
+    def add(self, step, figures):
+        """Add up the step's figures, tensors of one number, which stay on the device."""
+        figures = {key: value.detach().float() for key, value in figures.items()}
+        total = sum(figures.values())
+        self.first_bad = torch.where((self.first_bad == 0) & ~torch.isfinite(total), step, self.first_bad)
+        for key, value in figures.items():
+            self.sums[key] = self.sums[key] + value if key in self.sums else value
+        self.count += 1
+
+    def means(self, step, learning_rate):
+        """Record, print and return the means of what was added since the last call."""
+        means = self._mean_of_processes({key: value / self.count for key, value in self.sums.items()})
+        means = {key: value.item() for key, value in means.items()}
+        self.sums, self.count = {}, 0
+        self.record(step, learning_rate=learning_rate, **means)
+        self._print_means(step, means)
+        return means
+
+    def _print_means(self, step, means):
+        seconds = time.perf_counter() - self.clock
+        rate = (step - self.clock_step) / seconds
+        if self.writes:
+            self.board.add_scalar("speed/steps_per_second", rate, step)
+            self.board.add_scalar("speed/share_waiting_for_data", self.waited / seconds, step)
+        figures = "  ".join(f"{key} {value:.4g}" for key, value in means.items() if not key.startswith("share_"))
+        left = (self.steps - step) / rate
+        self.print(f"step {step}/{self.steps}  {figures}  {rate:.2f} steps/s  ETA {duration(left)}")
+        self.clock, self.clock_step, self.waited = time.perf_counter(), step, 0.0
+
+    def _mean_of_processes(self, figures):
+        """The mean over the processes of figures that each has of its own share of the batch."""
+        if self.processes.count == 1:
+            return figures
+        figures = {key: value / self.processes.count for key, value in figures.items()}
+        for value in figures.values():
+            torch.distributed.all_reduce(value)
+        return figures
+
+    def record(self, step, **figures):
+        """Take figures of a step for log.csv and TensorBoard."""
+        if not self.writes:
+            return
+        self.row |= {"step": step} | figures
+        self.figures |= figures
+        for key, value in figures.items():
+            self.board.add_scalar(key if "/" in key else f"train/{key}", value, step)
+
+    def write_row(self):
+        """Write what was recorded since the last row. Raises UserError if it cannot be written."""
+        if not self.row:
+            return
+        try:
+            csv.DictWriter(self.csv_file, self.columns).writerow(self.row)
+            self.csv_file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self.csv_file.name}: {error.strerror}; go on with --resume") from None
+        self.row = {}
+
+    def close(self, arguments=None):
+        """Close TensorBoard's file; of a run that has come to its end, with its arguments and last figures."""
+        if not self.writes:
+            return
+        if arguments is not None:
+            options = {key: v if isinstance(v, (int, float)) else str(v) for key, v in arguments.items()}
+            self.board.add_hparams(options, {f"final/{key}": value for key, value in self.figures.items()}, run_name=".")
+        self.board.close()
+
+    def state(self):
+        """The sums since the last row, for a checkpoint; to be asked in all processes."""
+        return {"sums": {key: value.item() for key, value in self._mean_of_processes(self.sums).items()}, "count": self.count}
+
+    def restore(self, state):
+        self.sums = {key: torch.tensor(value, device=self.first_bad.device) for key, value in state["sums"].items()}
+        self.count = state["count"]
+
+
+class Checkpoints:
+    """The checkpoints of a run in their folder: step_*.pth, of which the newest two stay, last.pth and best.pth."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def open(self, start):
+        """Make the folder ready to go on after step `start`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left_by_a_kill in self.folder.glob(".*.tmp"):
+            left_by_a_kill.unlink()
+        for newer in self.of_steps():  # than what was restored, so they do not read back
+            if newer.name > f"step_{start:08d}.pth":
+                newer.unlink()
+        self._tidy()
+
+    def of_steps(self):
+        """The step_*.pth files, newest first."""
+        return sorted(self.folder.glob("step_*.pth"), reverse=True)
+
+    def existing(self):
+        """The paths that --resume may go on from, newest first."""
+        return [path for path in (*self.of_steps(), self.folder / "last.pth") if path.exists()]
+
+    def load_newest(self) -> dict:
+        """The newest checkpoint that reads back whole. Raises UserError if there is none."""
+        for path in self.existing():
+            try:
+                return load_checkpoint(path)
+            except UserError as error:
+                print(f"passed over: {error}", file=sys.stderr)
+        raise UserError(f"{self.folder} holds no checkpoint to go on from; start anew without --resume, under another --run")
+
+    def save(self, step, state):
+        """Write a checkpoint as step_*.pth and as last.pth; return its path."""
+        path = self.folder / f"step_{step:08d}.pth"
+        save_checkpoint(path, state)
+        self._tidy()
+        return path
+
+    def save_best(self, step, network):
+        """Write best.pth, with the weights alone."""
+        state = {"config": network.config, "weights": network.state_dict(), "step": step}
+        save_checkpoint(self.folder / "best.pth", state)
+
+    def _tidy(self):
+        """Make last.pth the newest checkpoint, and keep but one older one; at the start too, after a kill in between."""
+        paths = self.of_steps()
+        for old in paths[2:]:
+            old.unlink()
+        if paths:
+            replace_by_link(paths[0], self.folder / "last.pth")
+
+
+class Run:
+    """One training run: its folders, log and processes, and when to validate, save and stop.
+
+    Under torchrun there is a Run in each process; only that of rank 0 writes. Nothing is written before `start`.
+    Raises UserError for a name that is taken, or for `--resume` of a run that there is not.
+    """
+
+    def __init__(self, args, default_name):
+        self.args, self.name = args, "dry_run" if args.dry_run else args.run or default_name
+        self.checkpoints, self.results = Checkpoints(Path("checkpoints") / self.name), Path("results") / self.name
+        self.processes = Processes(args.device)
+        self.rank, self.world_size, self.device = self.processes.rank, self.processes.count, self.processes.device
+        if args.dry_run:
+            args.steps, args.log_every, args.validate_every, args.save_every = 2, 1, 2, 2
+        # Rank 0 looks for all, before any process goes on: soon it will have made the folders itself.
+        problem = self.processes.gather(self._claim_name() if self.rank == 0 else None)[0]
+        if problem:
+            raise UserError(problem)
+        if args.batch_size % self.world_size:
+            raise UserError(f"--batch-size {args.batch_size} cannot be shared evenly among {self.world_size} processes")
+        self.dtype = pick_dtype(args.precision, self.device)
+        self.writer, self.best = Log(self.processes, args.steps), None
+        self.bad_files, self.stop_signal, self.stopping = [], None, False
+
+    def _claim_name(self):
+        """Clear the folders of a dry run; return what is wrong with the name of the run, or None."""
+        folders = self.checkpoints.folder, self.results
+        if self.args.dry_run:
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
+        elif not self.args.resume and any(folder.exists() for folder in folders):
+            return f"the run {self.name} exists: go on with it by --resume, or give another name by --run"
+        return None
+
+    def parallel(self, network):
+        """The network to train with: synchronised, distributed, compiled, as the run needs it."""
+        if self.world_size > 1:
+            if self.device.type == "cuda":
+                network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = torch.nn.parallel.DistributedDataParallel(network)
+        if should_compile(self.args, self.device, self.dtype):
+            network = torch.compile(network)
+        return network
+
+    def loader(self, dataset, start):
+        """The batches of the steps after `start`, for this process (see datasets.train_loader)."""
+        self.dataset = dataset
+        workers = self.args.workers
+        if workers is None:
+            quick = dataset.pack is not None and self.device.type == "cpu"
+            workers = 0 if quick else max(1, min(8, (os.cpu_count() or 1) // self.world_size))
+        pinned = self.device.type == "cuda"
+        share = self.args.batch_size, start, self.args.steps, self.rank, self.world_size
+        return train_loader(dataset, *share, workers, pin_memory=pinned)
+
+    def start(self, start, columns, **facts):
+        """Open the folders and logs (of `columns`), and listen for SIGTERM and Ctrl-C; print and keep the `facts`."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        if self.rank == 0:
+            self.checkpoints.open(start)
+            (self.results / "samples").mkdir(parents=True, exist_ok=True)
+            write_text(self.results / "config.json", json.dumps(self._options() | facts, indent=2) + "\n")
+        self.writer.open(self.results, columns, start)
+        self.print(f"{self.name}: steps {start + 1} to {self.args.steps} on {self.device}, {str(self.dtype)[6:]}")
+        for key, value in facts.items():
+            self.print(f"  {key}: {value}")
+
+    def _options(self):
+        """The arguments, as JSON and checkpoints hold them."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.args).items()}
+
+    def _on_signal(self, signal_number, frame):
+        # A second Ctrl-C does not wait for the step to end; but torchrun itself sends a second signal after the first.
+        if self.stop_signal == signal_number == signal.SIGINT and self.world_size == 1:
+            raise KeyboardInterrupt
+        self.stop_signal = signal_number
+
+    def print(self, *words):
+        self.writer.print(*words)
+
+    def steps(self, loader, start):
+        """Yield (step, lr_imgs, hr_imgs), on the device, for the steps after `start`, until the last or a signal."""
+        batches = iter(loader)
+        for step in range(start + 1, self.args.steps + 1):
+            before = time.perf_counter()
+            crops, bad_files = next(batches)
+            if bad_files and not self.bad_files:
+                self.print(f"step {step}: another image is drawn in place of {bad_files[0]}")
+            self.bad_files += bad_files
+            self.writer.waited += time.perf_counter() - before
+            yield step, *training_pair(crops.to(self.device, non_blocking=True), self.args.scale)
+            self.writer.write_row()
+            if self.stopping:
+                self.writer.close()
+                self.print(f"stopped after step {step}; go on with the same command and --resume")
+                return
+        self.writer.close(vars(self.args))
+        self.bad_files = sum(self.processes.gather(self.bad_files), [])
+        if self.bad_files:
+            self.print(f"{len(self.bad_files)} times an image could not be used; the first: {self.bad_files[0]}")
+        folder = self.checkpoints.folder
+        self.print(f"done: {self.args.steps} steps; weights in {folder}, logs and samples in {self.results}")
+
+    def log(self, step, learning_rate, **figures):
+        """Take the step's figures, tensors of one number; every --log-every steps return their means, else None."""
+        self.writer.add(step, figures)
+        if step % self.args.log_every and step != self.args.steps:
+            return None
+        self._check_finite()
+        return self.writer.means(step, learning_rate)
+
+    def _check_finite(self):
+        bad = int(self.writer.first_bad)
+        if bad:
+            last = next(iter(self.checkpoints.existing()), "none yet")
+            raise UserError(
+                f"step {bad}: a loss or gradient is not finite; the last good checkpoint is {last}; "
+                "try a lower --learning-rate, --warmup-steps, or --precision fp32"
+            )
+
+    def validate_due(self, step):
+        due = step % self.args.validate_every == 0 or step == self.args.steps
+        if due:
+            self._check_finite()  # or best.pth could be of weights that are not
+        return due
+
+    def save_due(self, step):
+        """Whether to save now: every --save-every steps, at the last, and when a signal asks the run to stop."""
+        self.stopping = self.processes.any(self.stop_signal is not None)
+        due = self.stopping or step % self.args.save_every == 0 or step == self.args.steps
+        if due:
+            self._check_finite()
+        return due
+
+    def validate(self, step, network, pairs, more_metrics=None):
+        """Measure a network from `for_inference` on test pairs; record, print and return the means; write a sample panel."""
+        if self.world_size > 1:  # on CPUs the processes' batch statistics are not quite the same
+            for tensor in network.state_dict().values():
+                torch.distributed.broadcast(tensor, 0)
+        if self.rank == 0:
+            panel = write_panel(self.results / "samples" / f"step_{step:08d}.png", network, pairs)
+            self.writer.board.add_image("samples", panel, step, dataformats="HWC")
+        entries = evaluate(network, pairs, more_metrics, self.processes)
+        means = mean_figures(entries)
+        self.writer.record(step, **{f"validation/{key}": value for key, value in means.items()})
+        self.print(f"step {step}: validation " + "  ".join(f"{key} {value:.4f}" for key, value in means.items()))
+        return means
+
+    def save_if_best(self, step, figure, network):
+        """Write best.pth, with the weights alone, if `figure` (the higher the better) is the best of the run so far."""
+        if self.best is not None and not math.isnan(self.best) and not figure > self.best:
+            return
+        self.best = figure
+        if self.rank == 0:
+            self.checkpoints.save_best(step, network)
+
+    def save(self, step, **state):
+        """Write a checkpoint to go on from: `state`, and what the run itself needs."""
+        self.writer.write_row()
+        log = self.writer.state()
+        if self.rank > 0:
+            return
+        state |= {"step": step, "args": self._options(), "data": self.dataset.fingerprint, "log": log, "best": self.best}
+        path = self.checkpoints.save(step, state)
+        self.print(f"step {step}: saved {path}")
+
+    def restore(self, checkpoint, dataset):
+        """Take up the log and the best figure of a checkpoint and return its step.
+
+        Raises UserError if the arguments now would change the result.
+        """
+        before, now = checkpoint["args"], vars(self.args)
+        if before.get("stage") != now["stage"]:
+            raise UserError(f"--resume: the run {self.name} is one of the other stage; give another name by --run")
+        free = FREE_ON_RESUME | ({"steps"} if now["schedule"] == "constant" else set())
+        # A flag that the checkpoint does not know yet was off: None, False or 0.
+        changed = [key for key in sorted(now) if key not in free and (before.get(key) or None) != (now[key] or None)]
+        if changed:
+            changes = "; ".join(f"--{key.replace('_', '-')} was {before.get(key)}, is {now[key]}" for key in changed)
+            raise UserError(f"--resume would change the result of the run {self.name}: {changes}")
+        if checkpoint["data"] != dataset.fingerprint:
+            raise UserError(f"--resume: {dataset.list_file} is not the list of images that the run {self.name} began with")
+        self.writer.restore(checkpoint["log"])
+        self.best = checkpoint["best"]
+        now |= {key: value for key, value in before.items() if key.startswith("init")}  # for the record of where it began
+        return checkpoint["step"]
+
+
+def load_data(args):
+    """The training samples and the validation pairs of a run. Raises UserError or ImageError for what cannot be used."""
+    dataset = SRDataset(args.data_folder / "train_images.json", args.crop_size, args.seed)
+    validation = TestPairs(test_images(args.validate_on, args.data_folder), args.scale)
+    for _ in validation:  # a bad file is better found now than after thousands of steps
+        pass
+    return dataset, validation
+
+
+def duration(seconds):
+    """Seconds as 1:02:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def learning_rate_at(step, args):
+    """The learning rate of step 1, 2, ..., a pure function of the step."""
+    rate = args.learning_rate * min(1.0, step / max(1, args.warmup_steps))
+    if args.schedule == "step" and step > args.steps // 2:
+        rate *= 0.1
+    if args.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * (step - 1) / args.steps))
+    return rate
+
+
+def update_ema(ema, network, step, decay):
+    """Move the average `ema` a step towards `network`: weights and batch statistics; the first steps move it faster."""
+    decay = min(decay, (1 + step) / (10 + step))
+    for average, value in zip(ema.state_dict().values(), network.state_dict().values(), strict=True):
+        if not value.is_floating_point():
+            average.copy_(value)
+    averages = [value for value in ema.state_dict().values() if value.is_floating_point()]
+    values = [value for value in network.state_dict().values() if value.is_floating_point()]
+    with torch.no_grad():
+        torch._foreach_lerp_(averages, values, 1 - decay)
+
+
+def freeze_bn(network):
+    """Let batch normalisation use the statistics it has, and leave them as they are."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def write_panel(path, network, pairs, images=4, size=192):
+    """Write the middles of a few test pairs as rows of bicubic | SR | HR; return that picture, (H, W, 3) uint8."""
+    rows = []
+    for i in range(min(images, len(pairs))):
+        name, lr_img, hr_img = pairs[i]
+        height, width = (min(size // pairs.scale, side) for side in lr_img.shape[:2])
+        top, left = (lr_img.shape[0] - height) // 2, (lr_img.shape[1] - width) // 2
+        lr_img = lr_img[top : top + height, left : left + width]
+        hr_img = hr_img[top * pairs.scale :, left * pairs.scale :][: height * pairs.scale, : width * pairs.scale]
+        trio = [enlarge(lr_img, pairs.scale), upscale(network, lr_img), hr_img]
+        rows.append(labelled_row(trio, [f"bicubic, {name[:12]}", "SR", "HR"]))
+    panel = np.asarray(stack(rows))
+    write_image(path, panel)
+    return panel
