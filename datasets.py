@@ -37,7 +37,9 @@ def training_pair(crops: torch.Tensor, scale: int) -> tuple[torch.Tensor, torch.
 class SRDataset(Dataset):
     """Training: random HR crops, by sample number. `dataset[k]` is a uint8 array (3, crop_size, crop_size).
 
-    Crops start anywhere in the image, are flipped left to right or not, and turned by 0 to 3 quarters. The pixels come
+    Crops start anywhere in the image, are flipped left to right or not, and turned by 0 to 3 quarters. A share of them is made
+    gray, and a share stretched until some of its pixels are black and some white: networks that have hardly seen gray pictures
+    colour them, and those that have hardly seen white do not reach it. The pixels come
     from the pack beside the list, if `create_data_lists.py` made one; otherwise from the image files, each of which is
     decoded once for CROPS_PER_IMAGE samples. Those samples lie within one window of WINDOW images and in different
     rounds through it, so that a batch of up to WINDOW samples that starts a round has no image twice.
@@ -46,9 +48,10 @@ class SRDataset(Dataset):
     names it. Raises UserError if no image can be used.
     """
 
-    def __init__(self, list_file, crop_size: int, seed: int = 0):
+    def __init__(self, list_file, crop_size: int, seed: int = 0, gray_share: float = 0, stretch_share: float = 0):
         self.paths = read_list(list_file)
         self.list_file, self.crop_size, self.seed = list_file, crop_size, seed
+        self.gray_share, self.stretch_share = gray_share, stretch_share
         self.pack = open_pack(list_file, self.paths)
         self.crops_per_image = CROPS_PER_IMAGE if self.pack is None else 1
         self.fingerprint = zlib.crc32("\n".join(path.name for path in self.paths).encode(errors="surrogateescape"))
@@ -107,7 +110,12 @@ class SRDataset(Dataset):
         crop = image[top : top + size, left : left + size]
         if rng.integers(2):
             crop = crop[:, ::-1]
-        return np.rot90(crop, rng.integers(4)).transpose(2, 0, 1)
+        crop = np.rot90(crop, rng.integers(4))
+        if rng.random() < self.gray_share:
+            crop = gray(crop)
+        if rng.random() < self.stretch_share:
+            crop = stretched(crop, *rng.uniform(0, 10, size=2))
+        return crop.transpose(2, 0, 1)
 
     def __getitems__(self, ks):
         """A chunk of samples as one tensor (len(ks), 3, crop_size, crop_size), and the files found bad on the way.
@@ -119,6 +127,19 @@ class SRDataset(Dataset):
             return torch.from_numpy(np.stack([self[k] for k in ks])), self.bad_files
         except UserError as error:
             return error, self.bad_files
+
+
+def gray(crop):
+    """The crop (H, W, 3) uint8 with Y of BT.601 in all three channels."""
+    y = np.rint(crop @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+    return np.repeat(y[..., None], 3, axis=2)
+
+
+def stretched(crop, below, above):
+    """The crop (H, W, 3) uint8 with its levels stretched, so that `below` % of its values are 0 and `above` % are 255."""
+    low, high = np.percentile(crop[::4, ::4], [below, 100 - above])  # a sixteenth of the pixels is enough
+    levels = (np.arange(256) - low) * (255 / max(1, high - low))
+    return np.rint(levels.clip(0, 255)).astype(np.uint8)[crop]
 
 
 @functools.lru_cache(maxsize=2 * CROPS_PER_IMAGE)

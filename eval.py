@@ -54,7 +54,7 @@ from tqdm import tqdm
 from datasets import TestPairs, test_images
 from devices import Processes, pick_dtype
 from inference import for_inference, upscale
-from metrics import evaluate, load_lpips, mean_figures
+from metrics import DIAGNOSTICS, evaluate, load_lpips, mean_figures
 from pictures.comparison import slider_figure, with_close_ups, write_page
 from pictures.pixels import enlarge, write_image
 from utils import UserError, atomic_write, write_text
@@ -95,7 +95,7 @@ def load_sets(names, data_folder, scale, lr_folder):
 
 def in_table(entries):
     """The means of a test set that stand in the table."""
-    return {key: value for key, value in mean_figures(entries).items() if key != "colour_shift"}
+    return {key: value for key, value in mean_figures(entries).items() if key not in DIAGNOSTICS}
 
 
 def table_cell(entries):

@@ -7,6 +7,8 @@ size of batch or crop.
 import torch
 import torch.nn.functional as F
 
+LUMA = (0.299, 0.587, 0.114)  # BT.601
+
 
 def vgg_features(vgg, imgs, layers, before_relu=False, factor=1.0):
     """The features that the content loss compares: a list of (N, C, H, W), in float32 and times `factor`.
@@ -35,14 +37,9 @@ def gram_matrix(features):
     return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
 
 
-def grid_loss(difference, scale):
-    """How much of SR - HR (N, 3, H, W) repeats with the period of the scale, as patterns of PixelShuffle do.
-
-    Each of the scale x scale sub-pixels of a LR pixel is averaged over 8x8 LR pixels. Texture comes out near zero,
-    since it does not know where LR pixels begin; a pattern that does remains, and is squared.
-    """
-    sub_pixels = F.pixel_unshuffle(difference, scale)
-    return F.avg_pool2d(sub_pixels, min(8, sub_pixels.shape[2]), stride=1).square().mean()
+def texture_loss(sr_features, hr_features):
+    """Mean squared error between Gram matrices of lists of features: textures that are alike, wherever they lie."""
+    return sum(F.mse_loss(gram_matrix(sr), gram_matrix(hr)) for sr, hr in zip(sr_features, hr_features))
 
 
 def squares(imgs, side):
@@ -51,3 +48,55 @@ def squares(imgs, side):
         return imgs
     cut = imgs.unfold(2, side, side).unfold(3, side, side)
     return cut.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).contiguous(memory_format=torch.channels_last)
+
+
+def luma(imgs):
+    """Y of BT.601, in the range of the images: (N, 3, H, W) -> (N, 1, H, W)."""
+    weights = imgs.new_tensor(LUMA).view(1, 3, 1, 1)
+    return (imgs * weights).sum(1, keepdim=True)  # by a product of tensors it would be in bf16 under autocast
+
+
+def chroma(imgs):
+    """Cb and Cr of BT.601, (B - Y) / 1.772 and (R - Y) / 1.402: (N, 3, H, W) -> (N, 2, H, W)."""
+    y = luma(imgs)
+    return torch.cat([(imgs[:, 2:] - y) / 1.772, (imgs[:, :1] - y) / 1.402], dim=1)
+
+
+def with_luma_of(imgs, others):
+    """The chroma of images and the luma of others, both (N, 3, H, W): Y is one offset of all three channels."""
+    return imgs + (luma(others) - luma(imgs))
+
+
+def chroma_loss(sr_imgs, hr_imgs):
+    """Mean squared error of Cb and Cr. In colour an adversary has nothing to win: what it draws there are fringes."""
+    return F.mse_loss(chroma(sr_imgs), chroma(hr_imgs))
+
+
+def consistency_loss(sr_imgs, lr_imgs):
+    """Mean squared error, in the range [-1, 1], between the SR image made small and the LR image (N, 3, h, w) in [0, 1]."""
+    return F.mse_loss(resize(sr_imgs, lr_imgs.shape[-2:]), 2 * lr_imgs - 1)
+
+
+def echo_loss(sr_imgs, hr_imgs, scale):
+    """Squared excess of local detail: mean of relu(s_SR - 1.2 s_HR)^2, s the local rms of what the LR grid cannot hold of luma.
+
+    Against the ringing artifacts of an adversary: lines beside hard edges, where the HR image has no detail.
+    """
+    sr, hr = (local_rms(detail(luma(imgs), scale)) for imgs in (sr_imgs, hr_imgs))
+    return F.relu(sr - 1.2 * hr).square().mean()
+
+
+def resize(imgs, size):
+    """Antialiased bicubic, by Pillow's kernel: (N, C, H, W) -> (N, C, *size)."""
+    return F.interpolate(imgs, size, mode="bicubic", antialias=True)
+
+
+def detail(y, scale):
+    """What the LR grid cannot hold of a luma (N, 1, H, W): itself less its bicubic copy, made small and large again."""
+    height, width = y.shape[-2:]
+    return y - resize(resize(y, (height // scale, width // scale)), (height, width))
+
+
+def local_rms(y):
+    """The root of the mean square of the 7x7 pixels around each: (N, 1, H, W) -> the same."""
+    return (F.avg_pool2d(y.square(), 7, stride=1, padding=3, count_include_pad=False) + 1e-6).sqrt()

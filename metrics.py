@@ -9,11 +9,16 @@ import warnings
 import numpy as np
 import torch
 from PIL import Image
+from scipy.ndimage import uniform_filter  # of scikit-image
 
 from inference import upscale
 from pictures.pixels import enlarge, to_tensor
 from utils import UserError
 from weights import load_checkpoint
+
+# For looking at what a network does wrong: in metrics.json and the logs of training, no columns of the table.
+DIAGNOSTICS = ("colour_shift", "chroma", "consistency", "echo", "gray")
+YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])  # BT.601, full range
 
 
 def luminance(img):
@@ -50,12 +55,45 @@ def colour_shift(sr_img, lr_img):
     return float(np.abs(small.mean((0, 1)) - lr_img.mean((0, 1))).max())
 
 
+def artifacts(sr_img, lr_img, hr_img):
+    """What a network draws that is not in the picture, for looking at what it does wrong: grey levels, the lower the better.
+
+    `chroma`: rms error of Cb and Cr of BT.601. `consistency`: rms of the SR image, made small, less the LR image. `echo`: the
+    mean of relu(s_SR - 1.2 s_HR), s the local rms (7x7) of the luma that the LR grid cannot hold: detail that HR does not have.
+    `gray`, for gray HR images (to 2 levels) only: the mean of the largest less the smallest channel in SR.
+    """
+    sr, hr = (img.astype(np.float64) @ YCC.T for img in (sr_img, hr_img))
+    size = lr_img.shape[1::-1]
+    excess = local_detail(sr[..., 0], size) - 1.2 * local_detail(hr[..., 0], size)
+    small = np.stack([resized(sr_img[..., c], size) for c in range(3)], axis=-1)
+    figures = {
+        "chroma": float(np.sqrt(np.mean((sr[..., 1:] - hr[..., 1:]) ** 2))),
+        "consistency": float(np.sqrt(np.mean((small - lr_img) ** 2))),
+        "echo": float(np.maximum(excess, 0).mean()),
+    }
+    if np.ptp(hr_img, axis=2).max() <= 2:
+        figures["gray"] = float(np.ptp(sr_img, axis=2).mean())
+    return figures
+
+
+def local_detail(luma, size):
+    """The local rms (7x7) of what of a luma (H, W) an LR grid of `size` (width, height) cannot hold."""
+    rest = luma - resized(resized(luma, size), luma.shape[::-1])
+    return np.sqrt(np.maximum(uniform_filter(rest * rest, 7), 0))
+
+
+def resized(plane, size):
+    """Pillow's bicubic without rounding: (H, W) -> float64 of `size` (width, height)."""
+    image = Image.fromarray(plane.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(image, np.float64)
+
+
 def without_border(plane, border):
     return plane[border : plane.shape[0] - border, border : plane.shape[1] - border]
 
 
 def evaluate(network, pairs, more_metrics=None, processes=None, on_image=None) -> list[dict]:
-    """PSNR, SSIM, `more_metrics` (functions of the SR and the HR image, by name) and colour shift of each image.
+    """PSNR, SSIM, `more_metrics` (functions of the SR and the HR image, by name) and DIAGNOSTICS of each image.
 
     By the README's protocol. `pairs` is a datasets.TestPairs; `network` comes from `for_inference`, or is None for bicubic
     enlargement. Of several `processes` each measures its share and all get the whole list. `on_image(entry)` hears of each.
@@ -68,7 +106,7 @@ def evaluate(network, pairs, more_metrics=None, processes=None, on_image=None) -
         entries[i] = {"image": name, "psnr": psnr(sr_img, hr_img, pairs.scale), "ssim": ssim(sr_img, hr_img, pairs.scale)}
         for key, measure in (more_metrics or {}).items():
             entries[i][key] = measure(sr_img, hr_img)
-        entries[i]["colour_shift"] = colour_shift(sr_img, lr_img)
+        entries[i] |= {"colour_shift": colour_shift(sr_img, lr_img)} | artifacts(sr_img, lr_img, hr_img)
         if on_image:
             on_image(entries[i])
     if count > 1:
@@ -77,8 +115,9 @@ def evaluate(network, pairs, more_metrics=None, processes=None, on_image=None) -
 
 
 def mean_figures(entries):
-    """The mean over images of each figure."""
-    return {key: float(np.mean([entry[key] for entry in entries])) for key in entries[0] if key != "image"}
+    """The mean of each figure over the images that have it."""
+    keys = dict.fromkeys(key for entry in entries for key in entry if key != "image")
+    return {key: float(np.mean([entry[key] for entry in entries if key in entry])) for key in keys}
 
 
 def load_lpips(backbone="imagenet", device="cpu"):

@@ -135,14 +135,17 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The discriminator (section 2.1.1, figure 4): HR or SR images (N, 3, H, W) in [-1, 1] -> logits (N,).
+    """The discriminator (section 2.1.1, figure 4): HR or SR images (N, 3, H, W) in [-1, 1] -> logits (N,) or (N, H/16, W/16).
 
     Eight convolutions of `channels` to 8 * `channels` (64 to 512), strides 1 and 2 in turn, batch normalisation from the
     second. The adaptive pool makes the size of the images free (the paper's 96 pixels arrive at it as 6x6). The paper
     ends in a sigmoid; here it belongs to the loss, BCEWithLogitsLoss.
+
+    With `patches` a 1x1 convolution takes the place of the pool and the dense layers, and each answer is about the 61 pixels
+    around its place (Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks", CVPR 2017).
     """
 
-    def __init__(self, channels: int = 64):
+    def __init__(self, channels: int = 64, patches: bool = False):
         super().__init__()
         layers = [convolution(3, channels, 3), nn.LeakyReLU(0.2)]
         widths = [channels * factor for factor in (1, 1, 2, 2, 4, 4, 8, 8)]
@@ -150,13 +153,20 @@ class Discriminator(nn.Module):
             stride = 2 if i % 2 == 0 else 1
             layers += [convolution(in_channels, out_channels, 3, stride), nn.BatchNorm2d(out_channels), nn.LeakyReLU(0.2)]
         self.convolutions = nn.Sequential(*layers)
+        self.patches = patches
+        if patches:
+            self.classifier = nn.Conv2d(8 * channels, 1, 1)
+            return
         self.pool = nn.AdaptiveAvgPool2d(6)
         self.classifier = nn.Sequential(
             nn.Linear(8 * channels * 6 * 6, 16 * channels), nn.LeakyReLU(0.2), nn.Linear(16 * channels, 1)
         )
 
     def forward(self, imgs):
-        return self.classifier(self.pool(self.convolutions(imgs)).flatten(1)).squeeze(1)
+        maps = self.convolutions(imgs)
+        if not self.patches:
+            maps = self.pool(maps).flatten(1)
+        return self.classifier(maps).squeeze(1)
 
 
 class TruncatedVGG19(nn.Module):

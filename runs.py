@@ -27,7 +27,7 @@ from utils import UserError, replace_by_link, write_text
 from weights import load_checkpoint, save_checkpoint
 
 # What may differ when a run is resumed: it changes where things are, how fast they go or what is shown, not what is learnt.
-FREE_ON_RESUME = {"data_folder", "run", "resume", "workers", "device", "precision", "compile", "dry_run"}
+FREE_ON_RESUME = {"data_folder", "run", "recipe", "resume", "workers", "device", "precision", "compile", "dry_run"}
 FREE_ON_RESUME |= {"init", "init_discriminator", "validate_on", "validate_every", "save_every", "log_every"}
 
 
@@ -258,8 +258,11 @@ class Run:
         share = self.args.batch_size, start, self.args.steps, self.rank, self.world_size
         return train_loader(dataset, *share, workers, pin_memory=pinned)
 
-    def start(self, start, columns, **facts):
-        """Open the folders and logs (of `columns`), and listen for SIGTERM and Ctrl-C; print and keep the `facts`."""
+    def start(self, start, columns, recipe=(), **facts):
+        """Open the folders and logs (of `columns`), and listen for SIGTERM and Ctrl-C; print and keep the `facts`.
+
+        Of the `recipe`, names of arguments, prints what they are now.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         if self.rank == 0:
@@ -268,6 +271,9 @@ class Run:
             write_text(self.results / "config.json", json.dumps(self._options() | facts, indent=2) + "\n")
         self.writer.open(self.results, columns, start)
         self.print(f"{self.name}: steps {start + 1} to {self.args.steps} on {self.device}, {str(self.dtype)[6:]}")
+        if recipe:
+            options = (f"--{key.replace('_', '-')} {getattr(self.args, key)}" for key in recipe)
+            self.print(f"  recipe {self.args.recipe}: {' '.join(options)}")
         for key, value in facts.items():
             self.print(f"  {key}: {value}")
 
@@ -380,9 +386,11 @@ class Run:
             raise UserError(f"--resume: the run {self.name} is one of the other stage; give another name by --run")
         free = FREE_ON_RESUME | ({"steps"} if now["schedule"] == "constant" else set())
         # A flag that the checkpoint does not know yet was off: None, False or 0.
-        changed = [key for key in sorted(now) if key not in free and (before.get(key) or None) != (now[key] or None)]
+        # So was one that is gone, or the run cannot go on as it began.
+        keys = sorted((now.keys() | before.keys()) - free)
+        changed = [key for key in keys if (before.get(key) or None) != (now.get(key) or None)]
         if changed:
-            changes = "; ".join(f"--{key.replace('_', '-')} was {before.get(key)}, is {now[key]}" for key in changed)
+            changes = "; ".join(f"--{key.replace('_', '-')} was {before.get(key)}, is {now.get(key)}" for key in changed)
             raise UserError(f"--resume would change the result of the run {self.name}: {changes}")
         if checkpoint["data"] != dataset.fingerprint:
             raise UserError(f"--resume: {dataset.list_file} is not the list of images that the run {self.name} began with")
@@ -394,7 +402,8 @@ class Run:
 
 def load_data(args):
     """The training samples and the validation pairs of a run. Raises UserError or ImageError for what cannot be used."""
-    dataset = SRDataset(args.data_folder / "train_images.json", args.crop_size, args.seed)
+    list_file = args.data_folder / "train_images.json"
+    dataset = SRDataset(list_file, args.crop_size, args.seed, args.gray_share, args.stretch_share)
     validation = TestPairs(test_images(args.validate_on, args.data_folder), args.scale)
     for _ in validation:  # a bad file is better found now than after thousands of steps
         pass

@@ -7,19 +7,52 @@
 The lists in the data folder come from create_data_lists.py. Checkpoints go to checkpoints/RUN, logs and samples to
 results/RUN. The bare defaults are the paper's recipe: 100,000 steps of Adam at 1e-4 and 100,000 at 1e-5, VGG54, an
 adversarial weight of 1e-3. best.pth is chosen on the validation images, by LPIPS if --lpips-backbone is given and by
-the content loss otherwise, never by PSNR, which falls as pictures get sharper.
+the content loss otherwise, never by PSNR, which falls as pictures get sharper. --recipe shipped is what the weights that
+ship are trained by: against ringing artifacts, false colours and what the LR image contradicts.
 """
 
-from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, user_errors
+from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, parse_with_recipe, user_errors
+
+LAYERS = {"vgg_layer": [22, 34, 44, 54], "vgg_before_relu": True, "content_loss": "cosine"}
+TRUE_COLOURS = {"luma_adversary": True, "chroma_weight": 20.0, "consistency_weight": 100.0}
+RECIPES = {
+    "paper": {},
+    "quick": LAYERS | TRUE_COLOURS | {"adversarial_weight": 2e-2, "echo_weight": 300.0, "learning_rate": 2e-4, "steps": 1000},
+    "shipped": {
+        **LAYERS,
+        **TRUE_COLOURS,
+        "vgg_crop": 128,
+        "discriminator": "patch",
+        "discriminator_channels": 48,
+        "adversarial_weight": 0.3,
+        "echo_weight": 1000.0,
+        "freeze_bn": "generator",
+        "crop_size": 192,
+        "batch_size": 4,
+        "learning_rate": 2e-4,
+        "schedule": "cosine",
+        "warmup_steps": 50,
+        "ema_decay": 0.99,
+        "gray_share": 0.1,
+        "stretch_share": 0.1,
+        "steps": 25_000,
+    },
+}
 
 
 def parse_arguments(words=None):
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add("--init", metavar="FILE", help="weights of stage 1 to start from; or none: from scratch, as nobody should")
+    add("--init", metavar="FILE", help="weights of stage 1 to start from; or none: from scratch, which works worse")
     add("--blocks", type=number(int, 1), default=16, help="residual blocks of the generator, for --init none")
     add("--channels", type=number(int, 1), default=64, help="channels of the generator, for --init none")
     add("--discriminator-channels", type=number(int, 1), default=64, help="of the discriminator's first convolution")
+    add(
+        "--discriminator",
+        choices=("paper", "patch"),
+        default="paper",
+        help="paper: one answer for each crop, by dense layers; patch: one for each 16x16 pixels, by a convolution",
+    )
     add(
         "--discriminator-crop",
         type=number(int, 16),
@@ -52,18 +85,21 @@ def parse_arguments(words=None):
     add("--adversarial-weight", type=number(float, 0), default=1e-3, help="of the adversarial loss")
     add("--texture-weight", type=number(float, 0), default=0.0, help="of the distance between Gram matrices of VGG features")
     add("--pixel-weight", type=number(float, 0), default=0.0, help="of the mean squared error between pixels")
+    add("--luma-adversary", action="store_true", help="let the discriminator and VGG19 see the luma of SR images alone")
+    add("--chroma-weight", type=number(float, 0), default=0.0, help="of the mean squared error of Cb and Cr")
     add(
-        "--colour-weight",
+        "--consistency-weight",
         type=number(float, 0),
         default=0.0,
-        help="of the squared error between means of scale x scale pixels: holds colours, which VGG19 hardly sees",
+        help="of the squared error between the SR image, made small again, and the LR image",
     )
     add(
-        "--grid-weight",
+        "--echo-weight",
         type=number(float, 0),
         default=0.0,
-        help="of the squared error between means of every scale-th pixel: holds down patterns of that period",
+        help="of the squared excess of local detail over HR's: holds down ringing artifacts beside edges",
     )
+    add("--vgg-crop", type=number(int, 16), metavar="SIDE", help="let VGG19 see a square of the crops (default: whole)")
     add("--init-discriminator", metavar="FILE", help="last.pth of another run, to go on with its discriminator")
     add(
         "--freeze-bn",
@@ -72,7 +108,7 @@ def parse_arguments(words=None):
     )
     add("--lpips-backbone", metavar="FILE", help="state dict of AlexNet's features, or imagenet: choose best.pth by LPIPS")
     add_training_arguments(parser, stage=2, steps=200_000, learning_rate=1e-4, schedule="step")
-    return parser.parse_args(words)
+    return parse_with_recipe(parser, RECIPES, words)
 
 
 if __name__ == "__main__":  # before the imports that take seconds, so that --help and a bad flag answer at once
@@ -80,13 +116,24 @@ if __name__ == "__main__":  # before the imports that take seconds, so that --he
 
 import copy
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from devices import autocast
 from inference import for_inference
-from losses import content_loss, gram_matrix, grid_loss, squares, vgg_features
-from metrics import load_lpips
+from losses import (
+    chroma_loss,
+    consistency_loss,
+    content_loss,
+    echo_loss,
+    luma,
+    squares,
+    texture_loss,
+    vgg_features,
+    with_luma_of,
+)
+from metrics import DIAGNOSTICS, load_lpips
 from models import Discriminator, Generator, TruncatedVGG19, build_network
 from pictures.pixels import to_tensor
 from runs import Run, freeze_bn, learning_rate_at, load_data, update_ema
@@ -101,30 +148,48 @@ def features_of(vgg, imgs, args):
     return vgg_features(vgg, imgs, args.vgg_layer, args.vgg_before_relu, args.vgg_factor)
 
 
-def train_step(generator, discriminator, vgg, optimizer_g, optimizer_d, lr_imgs, hr_imgs, args, dtype=torch.float32):
+def seen_by_vgg(sr_imgs, hr_imgs, args, step):
+    """The images that VGG19 compares: of each pair the same square, a function of (seed, step); SR's luma alone, or all."""
+    sr_imgs = with_luma_of(hr_imgs, sr_imgs) if args.luma_adversary else sr_imgs
+    if not args.vgg_crop:
+        return sr_imgs, hr_imgs
+    places = (args.crop_size - args.vgg_crop) // 16 + 1  # 16: the strides of VGG54, so that it meets each pixel as before
+    top, left = 16 * np.random.default_rng([args.seed, 5, step]).integers(places, size=2)
+    return (imgs[:, :, top : top + args.vgg_crop, left : left + args.vgg_crop] for imgs in (sr_imgs, hr_imgs))
+
+
+def seen_by_discriminator(imgs, args):
+    """The images that the discriminator judges: cut into squares or whole; their luma, three times, or all."""
+    imgs = squares(imgs, args.discriminator_crop)
+    return luma(imgs).expand(-1, 3, -1, -1) if args.luma_adversary else imgs
+
+
+def train_step(generator, discriminator, vgg, optimizer_g, optimizer_d, lr_imgs, hr_imgs, args, dtype=torch.float32, step=0):
     """One step of both networks on LR images in [0, 1] and HR images in [-1, 1]; returns the step's figures."""
     # The generator's half (equations 3 to 6). The discriminator judges, and is spared the gradients of its weights.
     judge = getattr(discriminator, "module", discriminator)  # not DistributedDataParallel, which would wait for them
     judge.requires_grad_(False)
     with autocast(lr_imgs.device, dtype):
         sr_imgs = generator(lr_imgs).float()
-        sr_logits = judge(squares(sr_imgs, args.discriminator_crop)).float()
-        sr_features = features_of(vgg, sr_imgs, args)
+        sr_logits = judge(seen_by_discriminator(sr_imgs, args)).float()
+        seen_sr, seen_hr = seen_by_vgg(sr_imgs, hr_imgs, args, step)
+        sr_features = features_of(vgg, seen_sr, args)
         with torch.no_grad():
-            hr_features = features_of(vgg, hr_imgs, args)
+            hr_features = features_of(vgg, seen_hr, args)
     terms = {
         "content": content_loss(sr_features, hr_features, args.content_loss),
         "adversarial": args.adversarial_weight * F.binary_cross_entropy_with_logits(sr_logits, torch.ones_like(sr_logits)),
     }
     if args.texture_weight:
-        pairs = zip(sr_features, hr_features)
-        terms["texture"] = args.texture_weight * sum(F.mse_loss(gram_matrix(sr), gram_matrix(hr)) for sr, hr in pairs)
+        terms["texture"] = args.texture_weight * texture_loss(sr_features, hr_features)
     if args.pixel_weight:
         terms["pixel"] = args.pixel_weight * F.mse_loss(sr_imgs, hr_imgs)
-    if args.colour_weight:
-        terms["colour"] = args.colour_weight * F.avg_pool2d(sr_imgs - hr_imgs, args.scale).square().mean()
-    if args.grid_weight:
-        terms["grid"] = args.grid_weight * grid_loss(sr_imgs - hr_imgs, args.scale)
+    if args.chroma_weight:
+        terms["chroma"] = args.chroma_weight * chroma_loss(sr_imgs, hr_imgs)
+    if args.consistency_weight:
+        terms["consistency"] = args.consistency_weight * consistency_loss(sr_imgs, lr_imgs)
+    if args.echo_weight:
+        terms["echo"] = args.echo_weight * echo_loss(sr_imgs, hr_imgs, args.scale)
     optimizer_g.zero_grad(set_to_none=True)
     generator_loss = sum(terms.values())
     generator_loss.backward()
@@ -135,8 +200,8 @@ def train_step(generator, discriminator, vgg, optimizer_g, optimizer_d, lr_imgs,
     # other, since in one batch they would share the statistics of batch normalisation.
     judge.requires_grad_(True)
     with autocast(lr_imgs.device, dtype):
-        hr_logits = discriminator(squares(hr_imgs, args.discriminator_crop)).float()
-        sr_logits = discriminator(squares(sr_imgs.detach(), args.discriminator_crop)).float()
+        hr_logits = discriminator(seen_by_discriminator(hr_imgs, args)).float()
+        sr_logits = discriminator(seen_by_discriminator(sr_imgs.detach(), args)).float()
     discriminator_loss = F.binary_cross_entropy_with_logits(hr_logits, torch.ones_like(hr_logits))
     discriminator_loss = discriminator_loss + F.binary_cross_entropy_with_logits(sr_logits, torch.zeros_like(sr_logits))
     optimizer_d.zero_grad(set_to_none=True)
@@ -191,7 +256,7 @@ def start_generator(args):
 
 def start_discriminator(args):
     """The discriminator before its first step. Raises UserError for a file of --init-discriminator that does not fit."""
-    discriminator = Discriminator(args.discriminator_channels)
+    discriminator = Discriminator(args.discriminator_channels, patches=args.discriminator == "patch")
     if args.init_discriminator and not args.resume:
         try:
             discriminator.load_state_dict(load_checkpoint(args.init_discriminator)["discriminator"])
@@ -204,6 +269,8 @@ def main(args):
     check_training_arguments(args)
     if args.discriminator_crop and args.crop_size % args.discriminator_crop:
         raise UserError(f"--discriminator-crop {args.discriminator_crop} does not divide --crop-size {args.crop_size}")
+    if args.vgg_crop and args.vgg_crop > args.crop_size:
+        raise UserError(f"--vgg-crop {args.vgg_crop} is more than --crop-size {args.crop_size}")
     run = Run(args, default_name=f"srgan_x{args.scale}")
     dataset, validation = load_data(args)
 
@@ -241,13 +308,14 @@ def main(args):
         freeze_bn(generator)
     if args.freeze_bn == "both":
         freeze_bn(discriminator)
-    terms = ["content", "adversarial", "texture", "pixel", "colour", "grid"]
+    terms = ["content", "adversarial", "texture", "pixel", "chroma", "consistency", "echo"]
     columns = ["learning_rate", "generator", *terms, *[f"share_{term}" for term in terms], "discriminator", "accuracy_hr"]
     columns += ["accuracy_sr", "gradient_norm_g", "gradient_norm_d"]
-    columns += [f"validation/{figure}" for figure in ("psnr", "ssim", judged_by, "colour_shift")]
+    columns += [f"validation/{figure}" for figure in ("psnr", "ssim", judged_by, *DIAGNOSTICS)]
     run.start(
         start,
         columns=columns,
+        recipe=RECIPES[args.recipe],
         training_images=len(dataset.paths),
         validation_images=len(validation),
         best_by=judged_by,
@@ -256,7 +324,7 @@ def main(args):
         learning_rate = learning_rate_at(step, args)
         for optimizer in (optimizer_g, optimizer_d):
             optimizer.param_groups[0]["lr"] = learning_rate
-        figures = train_step(trained_g, trained_d, vgg, optimizer_g, optimizer_d, lr_imgs, hr_imgs, args, run.dtype)
+        figures = train_step(trained_g, trained_d, vgg, optimizer_g, optimizer_d, lr_imgs, hr_imgs, args, run.dtype, step)
         update_ema(ema, generator, step, args.ema_decay)
         means = run.log(step, learning_rate, **figures)
         if means:

@@ -5,9 +5,26 @@
 
 The lists in the data folder come from create_data_lists.py. Checkpoints go to checkpoints/RUN, logs and samples to
 results/RUN. The bare defaults are the paper's recipe: 1,000,000 steps of Adam at 1e-4, batches of 16 crops of 96 pixels.
+--recipe quick is a first try on a CPU, --recipe shipped what the weights that ship are trained by.
 """
 
-from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, user_errors
+from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, parse_with_recipe, user_errors
+
+RECIPES = {
+    "paper": {},
+    "quick": {"crop_size": 48, "learning_rate": 1e-3, "schedule": "cosine", "steps": 7000},
+    "shipped": {
+        "crop_size": 256,
+        "batch_size": 2,
+        "freeze_bn": True,
+        "learning_rate": 3e-4,
+        "schedule": "cosine",
+        "warmup_steps": 200,
+        "gray_share": 0.1,
+        "stretch_share": 0.1,
+        "steps": 60_000,
+    },
+}
 
 
 def parse_arguments(words=None):
@@ -18,7 +35,7 @@ def parse_arguments(words=None):
     parser.add_argument("--channels", type=number(int, 1), default=64, help="channels of SRResNet")
     parser.add_argument("--freeze-bn", action="store_true", help="keep the statistics of batch normalisation of the start")
     add_training_arguments(parser, stage=1, steps=1_000_000, learning_rate=1e-4, schedule="constant")
-    return parser.parse_args(words)
+    return parse_with_recipe(parser, RECIPES, words)
 
 
 if __name__ == "__main__":  # before the imports that take seconds, so that --help and a bad flag answer at once
@@ -31,6 +48,7 @@ import torch.nn.functional as F
 
 from devices import autocast
 from inference import for_inference
+from metrics import DIAGNOSTICS
 from models import build_network
 from runs import Run, freeze_bn, learning_rate_at, load_data, update_ema
 from weights import start_from
@@ -74,7 +92,8 @@ def main(args):
         freeze_bn(network)
     run.start(
         start,
-        columns=["learning_rate", "loss", "gradient_norm", "validation/psnr", "validation/ssim", "validation/colour_shift"],
+        columns=["learning_rate", "loss", "gradient_norm", *[f"validation/{key}" for key in ("psnr", "ssim", *DIAGNOSTICS)]],
+        recipe=RECIPES[args.recipe],
         parameters=sum(p.numel() for p in network.parameters()),
         training_images=len(dataset.paths),
         validation_images=len(validation),

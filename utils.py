@@ -115,6 +115,13 @@ def add_training_arguments(parser, stage, steps, learning_rate, schedule):
     )
     add("--warmup-steps", type=number(int, 0), default=0, help="steps of linear rise of the learning rate")
     add("--ema-decay", type=number(float, 0, 1), default=0.999, help="of the moving average of the weights, per step")
+    add("--gray-share", type=number(float, 0, 1), default=0.0, help="of the crops that are made gray, so that gray stays gray")
+    add(
+        "--stretch-share",
+        type=number(float, 0, 1),
+        default=0.0,
+        help="of the crops that are stretched to reach black and white, so that white stays white",
+    )
     add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of the initial weights and the sample stream")
     add("--workers", type=number(int, 0), help="loader processes (default: 0 for a pack on the CPU, else up to 8)")
     add_device_arguments(parser)
@@ -124,6 +131,13 @@ def add_training_arguments(parser, stage, steps, learning_rate, schedule):
     add("--save-every", type=number(int, 1), default=1000, help="steps")
     add("--log-every", type=number(int, 1), default=100, help="steps")
     add("--dry-run", action="store_true", help="two steps, one evaluation, one save, in the run dry_run, which is overwritten")
+
+
+def parse_with_recipe(parser, recipes, words=None):
+    """The arguments, with the defaults of the recipe that --recipe names; flags override them."""
+    parser.add_argument("--recipe", choices=recipes, default="paper", help="a preset of flags, which other flags override")
+    parser.set_defaults(**recipes[parser.parse_args(words).recipe])
+    return parser.parse_args(words)
 
 
 def check_training_arguments(args):

@@ -323,3 +323,30 @@ def test_a_list_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "train_images.json").write_text(content)
     with pytest.raises(utils.UserError, match="create_data_lists.py"):
         open_lists(tmp_path)
+
+
+# Shares of the crops
+
+
+def test_shares_of_the_crops_are_gray_or_stretched_and_the_rest_is_as_before(lists):
+    plain = open_lists(lists["on"])
+    changed = SRDataset(lists["on"] / "train_images.json", SIZE, 0, gray_share=0.3, stretch_share=0.3)
+    kinds = {"gray": 0, "stretched": 0, "same": 0}
+    for k in range(200):
+        before, after = plain[k], changed[k]
+        assert after.shape == before.shape and after.dtype == np.uint8
+        is_gray = bool((after == after[:1]).all() and not (before == before[:1]).all())
+        stretched = after.min() == 0 and after.max() == 255 and not (before.min() == 0 and before.max() == 255)
+        kinds["gray"] += is_gray
+        kinds["stretched"] += bool(stretched)
+        kinds["same"] += np.array_equal(before, after)
+        assert is_gray or stretched or np.array_equal(before, after) or before.min() == 0 or before.max() == 255
+    assert all(30 < kinds[kind] < 90 for kind in ("gray", "stretched")) and 60 < kinds["same"] < 140
+    assert np.array_equal(changed[7], SRDataset(lists["on"] / "train_images.json", SIZE, 0, 0.3, 0.3)[7])
+
+
+def test_a_gray_crop_has_the_luma_of_bt601_and_a_flat_one_can_be_stretched():
+    crop = np.zeros((4, 4, 3), np.uint8)
+    crop[..., 1] = 200
+    assert (datasets.gray(crop) == 117).all()
+    assert datasets.stretched(np.full((8, 8, 3), 90, np.uint8), 5, 5).max() <= 255

@@ -149,6 +149,32 @@ def test_colour_shift(photographs):
     assert metrics.colour_shift(sr_img, lr_img) == pytest.approx(7, abs=0.3)
 
 
+def test_artifacts_see_each_its_own_fault(photographs):
+    hr_img = photographs[4][:64, :64]
+    lr_img = downscale(hr_img, 4)
+    clean = metrics.artifacts(hr_img, lr_img, hr_img)
+    assert clean["chroma"] == clean["echo"] == 0 and clean["consistency"] < 0.5 and "gray" not in clean
+    brighter = metrics.artifacts(hr_img + np.uint8(5), lr_img, hr_img)
+    assert brighter["consistency"] == pytest.approx(5, abs=0.3) and brighter["chroma"] == pytest.approx(0, abs=1e-9)
+    hatched = hr_img.astype(int)
+    hatched[:, ::2] += 12
+    hatched[:, 1::2] -= 12
+    hatched = metrics.artifacts(hatched.clip(0, 255).astype(np.uint8), lr_img, hr_img)
+    assert hatched["echo"] > 2 and hatched["consistency"] < 2
+    gray = np.repeat(hr_img[..., :1], 3, axis=2)
+    tinted = gray.copy()
+    tinted[..., 2] = np.where(gray[..., 2] > 100, gray[..., 2] - 10, gray[..., 2] + 10)
+    tinted = metrics.artifacts(tinted, downscale(gray, 4), gray)
+    assert tinted["gray"] == pytest.approx(10) and tinted["chroma"] == pytest.approx(
+        10 * np.hypot(0.5, 0.081312) / 2**0.5, rel=0.01
+    )
+    assert metrics.artifacts(gray, downscale(gray, 4), gray)["gray"] == 0
+
+
+def test_means_are_over_the_images_that_have_a_figure():
+    assert metrics.mean_figures([{"image": "a", "psnr": 20}, {"image": "b", "psnr": 30, "gray": 4}]) == {"psnr": 25, "gray": 4}
+
+
 def test_a_test_set_is_a_folder_or_a_list(lists, image_folder, tmp_path):
     in_folder = datasets.test_images(image_folder)
     assert [path.name for path in in_folder] == sorted(path.name for path in image_folder.iterdir())

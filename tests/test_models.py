@@ -271,3 +271,15 @@ def test_margins_are_as_far_as_a_pixel_reaches(network):
         difference = (half(changed) - half(maps)).abs().amax((0, 1)).numpy()
         reached = [np.flatnonzero(difference.max(axis)) // factor for axis in (0, 1)]
         assert max(math.fabs(place - middle) for places in reached for place in places) <= margin
+
+
+def test_the_patch_discriminator_answers_about_61_pixels():
+    discriminator = Discriminator(4, patches=True).eval()
+    imgs = torch.rand(1, 3, 160, 160, requires_grad=True)
+    logits = discriminator(imgs)
+    assert logits.shape == (1, 10, 10)
+    logits[0, 5, 5].backward()
+    rows = imgs.grad.abs().sum((0, 1, 3)).nonzero().flatten()
+    assert rows.min() == 5 * 16 - 30 and rows.max() == 5 * 16 + 30
+    dense = 512 * 6 * 6 * 1024 + 1024 + 1024 + 1
+    assert count(Discriminator(64, patches=True)) == count(Discriminator(64)) - dense + 512 + 1

@@ -131,7 +131,7 @@ def test_each_half_of_the_gan_step_leaves_the_other_gradients_alone(networks, ba
 @pytest.mark.parametrize("content_loss, more", [("mse", 0.0), ("l1", 1.0)])
 def test_gan_step_is_that_of_the_equations(networks, batch, content_loss, more):
     flags = {"content_loss": content_loss, "texture_weight": 2 * more, "pixel_weight": 3 * more}
-    flags |= {"colour_weight": 5 * more, "grid_weight": 7 * more}
+    flags |= {"chroma_weight": 5 * more, "consistency_weight": 7 * more, "echo_weight": 11 * more}
     args = SimpleNamespace(**vars(GAN_ARGS) | flags)
     (lr_imgs, hr_imgs), (generator, discriminator, vgg) = batch, copy.deepcopy(networks)
     seen = []
@@ -147,10 +147,20 @@ def test_gan_step_is_that_of_the_equations(networks, batch, content_loss, more):
         sr_gram, hr_gram = (torch.einsum("nchw,ndhw->ncd", f, f) / sizes for f in (sr_features, hr_features))
         terms["texture"] = 2 * ((sr_gram - hr_gram) ** 2).mean()
         terms["pixel"] = 3 * ((sr_imgs - hr_imgs) ** 2).mean()
-        difference = (sr_imgs - hr_imgs).unflatten(3, (8, 4)).unflatten(2, (8, 4)).mean((3, 5))  # of the 8x8 LR pixels
-        terms["colour"] = 5 * (difference**2).mean()
-        difference = (sr_imgs - hr_imgs).unflatten(3, (8, 4)).unflatten(2, (8, 4)).mean((2, 4))  # of each sub-pixel
-        terms["grid"] = 7 * (difference**2).mean()
+        to_ycc = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+        sr_ycc, hr_ycc = (torch.einsum("yc,nchw->nyhw", to_ycc, imgs) for imgs in (sr_imgs, hr_imgs))
+        terms["chroma"] = 5 * ((sr_ycc - hr_ycc)[:, 1:] ** 2).mean()
+        bicubic = {"mode": "bicubic", "antialias": True}
+        small = F.interpolate(sr_imgs, lr_imgs.shape[2:], **bicubic)
+        terms["consistency"] = 7 * ((small - (2 * lr_imgs - 1)) ** 2).mean()
+        rms = []
+        for y in (sr_ycc[:, :1], hr_ycc[:, :1]):
+            rest = y - F.interpolate(F.interpolate(y, lr_imgs.shape[2:], **bicubic), y.shape[2:], **bicubic)
+            squares, ones = (
+                F.pad(plane, (3, 3, 3, 3)).unfold(2, 7, 1).unfold(3, 7, 1) for plane in (rest**2, torch.ones_like(y))
+            )
+            rms.append((squares.sum((4, 5)) / ones.sum((4, 5)) + 1e-6).sqrt())
+        terms["echo"] = 11 * ((rms[0] - 1.2 * rms[1]).clamp(min=0) ** 2).mean()
     sum(terms.values()).backward()
     for key, value in terms.items():
         assert torch.isclose(figures[key], value, rtol=1e-4)
@@ -195,12 +205,63 @@ def test_the_discriminator_judges_squares(networks, batch):
     assert seen == [(crops, 3, 16, 16)] * 3 and (figures["accuracy_hr"] * crops).round() == figures["accuracy_hr"] * crops
 
 
-def test_the_grid_loss_sees_patterns_of_the_scale_alone():
-    texture = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-    pattern = texture[:, :, :4, :4].repeat(1, 1, 24, 24)
-    assert losses.grid_loss(pattern, 4) == pytest.approx(pattern.square().mean().item(), rel=1e-4)
-    assert losses.grid_loss(texture, 4) == pytest.approx(1 / 64, rel=0.2)  # the variance of a mean of 8x8
-    assert losses.grid_loss(pattern[:, :, :16, :16], 4) > 0.5  # crops of fewer than 8 LR pixels
+def test_the_echo_loss_sees_lines_where_hr_has_none():
+    edge = torch.full((1, 3, 64, 64), -0.8)
+    edge[..., 32:] = 0.8
+    dashes, twice = edge.clone(), (0.5 * edge, edge)
+    dashes[..., ::4, 24] += 0.3  # with the period of a LR pixel, some pixels beside the edge
+    assert losses.echo_loss(edge, edge, 4) == 0
+    assert losses.echo_loss(dashes, edge, 4) > 5 * losses.consistency_loss(dashes, (losses.resize(edge, (16, 16)) + 1) / 2)
+    assert losses.echo_loss(*twice, 4) == 0 and losses.echo_loss(*twice[::-1], 4) > 0  # too soft is no echo
+
+
+def test_the_adversary_and_vgg_see_luma_alone(networks, batch):
+    seen = {}
+    for name, network in zip(("discriminator", "vgg"), networks[1:]):
+        hooked = network if name == "discriminator" else network.layers
+        seen[name] = []
+        hooked.register_forward_pre_hook(lambda module, inputs, name=name: seen[name].append(inputs[0].detach()))
+    args = SimpleNamespace(**vars(GAN_ARGS) | {"luma_adversary": True})
+    (_, hr_imgs), (sr_of_generator, hr, sr) = batch, (None, None, None)
+    with torch.no_grad():
+        sr_imgs = copy.deepcopy(networks[0])(batch[0])
+    gan_step(networks, batch, args=args)
+    sr_of_generator, hr, sr = seen["discriminator"]
+    for imgs, source in ((sr_of_generator, sr_imgs), (hr, hr_imgs), (sr, sr_imgs)):
+        y = (source * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1)
+        assert all(torch.allclose(imgs[:, c], y, atol=1e-6) for c in range(3))
+    compared, _ = train_srgan.seen_by_vgg(sr_imgs, hr_imgs, args, step=1)
+    assert torch.allclose(losses.luma(compared), losses.luma(sr_imgs), atol=1e-6)
+    assert torch.allclose(losses.chroma(compared), losses.chroma(hr_imgs), atol=1e-6)
+
+
+def test_vgg_sees_the_same_square_of_both_wherever_the_run_began():
+    imgs = torch.rand(2, 3, 96, 96)
+    args = SimpleNamespace(**vars(GAN_ARGS) | {"vgg_crop": 48, "crop_size": 96, "seed": 3})
+    places = set()
+    for step in range(1, 60):
+        sr, hr = train_srgan.seen_by_vgg(imgs, imgs, args, step)
+        again, _ = train_srgan.seen_by_vgg(imgs, imgs, args, step)
+        assert sr.shape == (2, 3, 48, 48) and torch.equal(sr, hr) and torch.equal(sr, again)
+        places |= {
+            (y, x) for y in range(0, 49, 16) for x in range(0, 49, 16) if torch.equal(sr, imgs[:, :, y : y + 48, x : x + 48])
+        }
+    assert len(places) == 16
+
+
+@pytest.mark.parametrize("script, flags", [("train_srresnet", []), ("train_srgan", ["--init", "start.pth"])])
+def test_recipes(script, flags):
+    module = {"train_srresnet": train_srresnet, "train_srgan": train_srgan}[script]
+    bare, paper = (vars(module.parse_arguments([*flags, *more])) for more in ([], ["--recipe", "paper"]))
+    assert bare == paper
+    for name, recipe in module.RECIPES.items():
+        args = vars(module.parse_arguments([*flags, "--recipe", name]))
+        assert recipe.keys() <= bare.keys()
+        assert args == bare | recipe | {"recipe": name}
+    args = module.parse_arguments([*flags, "--steps", "7", "--recipe", "shipped"])
+    assert args.steps == 7 and args.crop_size == module.RECIPES["shipped"]["crop_size"]
+    with pytest.raises(SystemExit):
+        module.parse_arguments([*flags, "--recipe", "none_of_these"])
 
 
 # Schedules and the moving average
@@ -494,7 +555,7 @@ def test_stage_2_starts_from_stage_1(work, lists, vgg_file, capsys):
     torch.manual_seed(1)
     discriminator = Discriminator(2)
     save_checkpoint("run.pth", {"discriminator": discriminator.state_dict()})
-    args = SimpleNamespace(discriminator_channels=2, init_discriminator="run.pth", resume=False)
+    args = SimpleNamespace(discriminator_channels=2, discriminator="paper", init_discriminator="run.pth", resume=False)
     assert equal(train_srgan.start_discriminator(args).state_dict(), discriminator.state_dict())
     for wrong in ({"init_discriminator": "start.pth"}, {"discriminator_channels": 3}):
         with pytest.raises(utils.UserError, match="no discriminator of this size"):
