@@ -70,7 +70,7 @@ def load_network(path):
     """The network in a checkpoint, on the CPU: the moving average of its weights if there is one.
 
     Also takes a bare state dict of a SRResNet or SRGAN generator, with or without the prefixes that DataParallel and
-    torch.compile put before the names, and those of other implementations that weight_formats.py knows. Raises UserError
+    torch.compile put before the names, and those of the IMPLEMENTATIONS that it knows. Raises UserError
     for anything else.
     """
     checkpoint = load_checkpoint(path)
