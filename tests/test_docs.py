@@ -28,7 +28,7 @@ OTHER_PROGRAMS = {"--logdir", "--shm-size", "--gpus"}  # of TensorBoard and Dock
 # What makes a training command of the README one of a second.
 SMALL = ["--dry-run", "--batch-size=2", "--crop-size=16", "--device=cpu", "--precision=fp32", "--workers=0"]
 SMALL_FOR = {"train_srresnet": ["--blocks=1", "--channels=4"], "train_srgan": ["--discriminator-channels=2", "--vgg-layer=11"]}
-SMALL_FOR["train_srgan"] += ["--discriminator-crop=16", "--vgg-weights=vgg.pth"]
+SMALL_FOR["train_srgan"] += ["--discriminator-crop=16", "--vgg-crop=16", "--vgg-weights=vgg.pth"]
 
 
 def code_lines(name):
