@@ -28,7 +28,7 @@ OTHER_PROGRAMS = {"--logdir", "--shm-size", "--gpus"}  # of TensorBoard and Dock
 # What makes a training command of the README one of a second.
 SMALL = ["--dry-run", "--batch-size=2", "--crop-size=16", "--device=cpu", "--precision=fp32", "--workers=0"]
 SMALL_FOR = {"train_srresnet": ["--blocks=1", "--channels=4"], "train_srgan": ["--discriminator-channels=2", "--vgg-layer=11"]}
-SMALL_FOR["train_srgan"] += ["--discriminator-crop=16", "--vgg-weights=vgg.pth"]
+SMALL_FOR["train_srgan"] += ["--discriminator-crop=16", "--vgg-crop=16", "--vgg-weights=vgg.pth"]
 
 
 def code_lines(name):
@@ -39,6 +39,10 @@ def code_lines(name):
 
 def prose(name):
     return "\n".join(line for line in re.sub("```.*?```", "", TEXTS[name], flags=re.S).split("\n") if line[:4] != "    ")
+
+
+def python_blocks(name):
+    return re.findall("```python\n(.*?)```", TEXTS[name], re.S)
 
 
 def inline_code(text):
@@ -128,15 +132,34 @@ def test_files_named_exist(name):
     for target in re.findall(r"\]\(([^)]+)\)", TEXTS[name]):
         assert target.startswith("https://") or (folder / target.split("#")[0]).exists(), target
     for code in inline_code(prose(name)):
-        if re.fullmatch(r"\w+\.py", code) and code != "protocols.py":  # which the reader is asked to make
+        if re.fullmatch(r"[\w/]+\.py", code) and code != "protocols.py":  # which the reader is asked to make
             assert (ROOT / code).is_file(), code
-    for row in table_rows(name):
-        if folders := re.fullmatch(r"\| ((`\w+/`(, |、)?)+) \|.*", row):
-            assert all((ROOT / folder).is_dir() for folder in inline_code(folders[1])), row
+    rows = [re.fullmatch(r"\| - \| ((`\w+/`(, |、)?)+) \|.*", row) for row in table_rows(name)]  # of the table of floors
+    folders = [folder for row in rows if row for folder in inline_code(row[1])]
+    assert all((ROOT / folder).is_dir() for folder in folders)
+    assert folders or name == FAQ
+
+
+@pytest.mark.parametrize("name", (README, CHINESE))
+def test_what_is_to_be_changed_is_there(name):
+    """Each row of the table of changes: the functions, classes and constants it names are in the files it names."""
+    rows = [row for row in table_rows(name) if row.count(" | ") == 1]
+    assert len(rows) > 10
+    for row in rows:
+        codes = inline_code(row)
+        sources = [(ROOT / code).read_text(encoding="utf-8") for code in codes if code.endswith(".py")]
+        for part in re.findall(
+            r"[A-Za-z_]\w+", " ".join(code for code in codes if "-" not in code and not code.endswith(".py"))
+        ):
+            assert any(re.search(rf"(?m)^\s*(?:def|class) {part}\b|^(?:\w+, )*{part}\b.* = ", text) for text in sources), (
+                part,
+                row,
+            )
 
 
 def test_chinese_readme_says_the_same():
     assert code_lines(CHINESE) == code_lines(README)
+    assert python_blocks(CHINESE) == python_blocks(README)
     for row, chinese in zip(table_rows(README), table_rows(CHINESE), strict=True):
         assert figures(row) == figures(chinese) and set(inline_code(row)) == set(inline_code(chinese)), (row, chinese)
         assert row.count("|") == chinese.count("|")
@@ -156,21 +179,21 @@ def reader(work, monkeypatch):
     picture = Image.fromarray(picture).resize((96, 96), Image.Resampling.BICUBIC)
     picture.save("photo.jpg")
     picture.crop((0, 0, 30, 20)).save("more.png")
-    counts = {"train2014": 12, "val2014": 12, "path/to/photos": 12, "Set5": 2, "Set14": 1, "BSD100": 1}
-    counts |= {"photos": 2, "path/to/hr_images": 1, "photos_1024": 16, "bsds500": 2}
+    counts = {"train2014": 12, "val2014": 12, "path/to/photos": 24, "Set5": 2, "Set14": 1, "BSD100": 1}
+    counts |= {"photos": 2, "path/to/hr_images": 1}
     for folder, count in counts.items():
         Path(folder).mkdir(parents=True)
         for i in range(count):
             shutil.copy("photo.jpg", f"{folder}/{folder.replace('/', '_')}_{i}.jpg")
     torch.manual_seed(0)
-    of_recipe = [f"stage1_{name}" for name in ("crop48", "crop96", "crop128", "frozen", "crop256")]
-    for run in ("srresnet_x4", "srgan_x4", "srgan_squares", "srgan_sharp", "srgan_free", "mine", "quick", *of_recipe):
+    for run in ("srresnet_x4", "srgan_x4", "mine"):
         network = Generator(4, 1, 4) if run.startswith("srgan") else SRResNet(4, 1, 4)
         state = {"config": network.config, "weights": network.state_dict(), "step": 1}
         state |= {"discriminator": Discriminator(2).state_dict()} if run.startswith("srgan") else {}
         Path("checkpoints", run).mkdir(parents=True)
         for path in (f"checkpoints/{run}.pth", f"checkpoints/{run}/best.pth", f"checkpoints/{run}/last.pth"):
             save_checkpoint(Path(path), state)
+    torch.save(network.state_dict(), "path/to/others.pth")
     make_vgg("vgg.pth")
     return work
 
@@ -220,8 +243,16 @@ def test_readme_video_command_runs(reader):
     assert Path("results/test/clip_x4.mp4").exists()
 
 
+def test_python_of_the_readme_runs(reader, capsys):
+    (script,) = python_blocks(README)
+    exec(compile(script, "of_the_readme.py", "exec"), {})
+    assert capsys.readouterr().out == "(96, 96, 3) -> (384, 384, 3)\n"
+    with Image.open("results/photo_x4.png") as result:
+        assert result.size == (384, 384)
+
+
 def test_script_of_the_answers_prints_their_table(reader, capsys):
-    (script,) = re.findall("```python\n(.*?)```", TEXTS[FAQ], re.S)
+    (script,) = python_blocks(FAQ)
     exec(compile(script, "protocols.py", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(table_rows(FAQ)) - 1  # but for the head
