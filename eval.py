@@ -5,8 +5,8 @@
 
 A test set is a folder of HR images, or the name of a list made by create_data_lists.py. Prints the table as Markdown and
 writes metrics.md, metrics.json (with an entry per image) and, with --save-images, the pictures under --output.
-Protocol: HR cropped to a multiple of the scale, LR by Pillow's bicubic (or --degradation), SR rounded to 8 bits; PSNR and SSIM on Y of BT.601
-in studio range without a border of `scale` pixels; LPIPS (AlexNet, v0.1) on the whole RGB image.
+Protocol: HR cropped to a multiple of the scale, LR by Pillow's bicubic (or as --degradation says), SR rounded to 8 bits;
+PSNR and SSIM on Y of BT.601 in studio range without a border of `scale` pixels; LPIPS (AlexNet, v0.1) on the whole RGB image.
 """
 
 from pathlib import Path
@@ -33,8 +33,8 @@ def parse_arguments():
         "--degradation",
         choices=("bicubic", "photo"),
         default="bicubic",
-        help="what makes LR of HR images; photo: blur, noise, JPEG, WebP as in pictures of the web, no image left clean, each "
-        "degraded as its file's name (without folder and ending) fixes it, so that everyone measures the same",
+        help="what makes LR of HR images; photo: what training with it does (blur, noise, JPEG, WebP), without its share of "
+        "clean ones, fixed by the name of each file (not its folder, nor its ending), so that everyone measures the same",
     )
     add("--scale", type=int, choices=(2, 3, 4, 8), help="factor, where no weights tell it (default: 4)")
     add("--lpips", action="store_true", help="measure LPIPS too (needs the package lpips)")
