@@ -3,8 +3,8 @@
 The ranges, for the whole repository: LR images are in [0, 1], HR and SR images in [-1, 1], (N, 3, H, W) float32, RGB.
 Pictures that are read, cropped, written or measured are uint8 arrays (H, W, 3).
 
-Training counts samples k = 0, 1, 2, ... without end. Which image, which crop, which flip and turn sample k has is a
-function of (seed, k) alone: a run that was resumed, or that has more workers or processes, sees the same samples.
+Training counts samples k = 0, 1, 2, ... without end. Which image, which crop, which flip, turn and degradation sample k
+has is a function of (seed, k) alone: a run that was resumed, or that has more workers or processes, sees the same samples.
 """
 
 import functools
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from degradations import degrade
+from degradations import degrade, photo, photo_by_name
 from pictures.pixels import IMAGE_SUFFIXES, crop_to_multiple, downscale, read_image
 from utils import ImageError, UserError, read_json
 
@@ -28,10 +28,16 @@ SAMPLES_PER_CHUNK = CROPS_PER_IMAGE * WINDOW  # what a worker hands over at a ti
 MAX_REDRAWS = 100
 
 
-def training_pair(crops: torch.Tensor, scale: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """HR crops (N, 3, H, W) uint8 -> LR images in [0, 1], HR images in [-1, 1]; on the device of the crops, channels last."""
-    crops = crops.contiguous(memory_format=torch.channels_last)
-    return degrade(crops, scale).contiguous(memory_format=torch.channels_last), crops.float().div_(127.5).sub_(1)
+def training_pair(batch, scale: int, device=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of `train_loader` -> LR images in [0, 1], HR images in [-1, 1], channels last, on the device.
+
+    Of HR crops (N, 3, H, W) uint8 alone the LR images are made here, by bicubic; of a pair of HR crops and LR images, all
+    uint8, they are those. Without a device they stay where they are.
+    """
+    crops, lr_imgs = batch if isinstance(batch, tuple) else (batch, None)
+    crops = crops.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+    lr_imgs = degrade(crops, scale) if lr_imgs is None else lr_imgs.to(device, non_blocking=True).float().div_(255)
+    return lr_imgs.contiguous(memory_format=torch.channels_last), crops.float().div_(127.5).sub_(1)
 
 
 class SRDataset(Dataset):
@@ -46,12 +52,24 @@ class SRDataset(Dataset):
 
     An image that cannot be used when its turn comes is replaced by another one, drawn from (seed, k) too; `bad_files`
     names it. Raises UserError if no image can be used.
+
+    With the degradation "photo" the loader's workers make the LR images too, for `scale` (see `lr_image`).
     """
 
-    def __init__(self, list_file, crop_size: int, seed: int = 0, gray_share: float = 0, stretch_share: float = 0):
+    def __init__(
+        self,
+        list_file,
+        crop_size: int,
+        seed: int = 0,
+        gray_share: float = 0,
+        stretch_share: float = 0,
+        degradation: str = "bicubic",
+        scale: int = 4,
+    ):
         self.paths = read_list(list_file)
         self.list_file, self.crop_size, self.seed = list_file, crop_size, seed
         self.gray_share, self.stretch_share = gray_share, stretch_share
+        self.degradation, self.scale = degradation, scale
         self.pack = open_pack(list_file, self.paths)
         self.crops_per_image = CROPS_PER_IMAGE if self.pack is None else 1
         self.fingerprint = zlib.crc32("\n".join(path.name for path in self.paths).encode(errors="surrogateescape"))
@@ -117,16 +135,27 @@ class SRDataset(Dataset):
             crop = stretched(crop, *rng.uniform(0, 10, size=2))
         return crop.transpose(2, 0, 1)
 
+    def lr_image(self, k: int, crop: np.ndarray) -> np.ndarray:
+        """The LR image of sample k as `photo` makes it of the crop: uint8 (3, crop_size / scale, crop_size / scale)."""
+        crop = np.ascontiguousarray(crop.transpose(1, 2, 0))
+        return photo(crop, self.scale, np.random.default_rng([self.seed, 10, k])).transpose(2, 0, 1)
+
     def __getitems__(self, ks):
         """A chunk of samples as one tensor (len(ks), 3, crop_size, crop_size), and the files found bad on the way.
 
-        A UserError comes in place of the tensor: raised in a worker it would arrive as a page of traceback.
+        With the degradation "photo" it is a pair of tensors, the crops and the LR images. A UserError comes in place of
+        the tensor: raised in a worker it would arrive as a page of traceback.
         """
         self.bad_files = []
         try:
-            return torch.from_numpy(np.stack([self[k] for k in ks])), self.bad_files
+            crops = [self[k] for k in ks]
         except UserError as error:
             return error, self.bad_files
+        chunk = torch.from_numpy(np.stack(crops))
+        if self.degradation == "photo":
+            lr_imgs = np.stack([self.lr_image(k, crop) for k, crop in zip(ks, crops, strict=True)])
+            chunk = chunk, torch.from_numpy(lr_imgs)
+        return chunk, self.bad_files
 
 
 def gray(crop):
@@ -151,8 +180,9 @@ def round_order(seed, window, turn):
 def train_loader(dataset, batch_size, start=0, steps=None, rank=0, world_size=1, workers=0, pin_memory=False):
     """Batches of HR crops for the steps start + 1, start + 2, ..., `steps`, as (batch, bad files) pairs.
 
-    A batch is (batch_size / world_size, 3, crop, crop) uint8: of the samples of its step, those of this rank. Workers
-    make the samples of many steps at a time, because those share decoded images.
+    A batch is (batch_size / world_size, 3, crop, crop) uint8: of the samples of its step, those of this rank. With the
+    degradation "photo" it is a pair, of these and of their LR images. Workers make the samples of many steps at a time,
+    because those share decoded images.
     """
     share = batch_size // world_size
     steps_per_chunk = max(1, SAMPLES_PER_CHUNK // batch_size)
@@ -179,10 +209,11 @@ def train_loader(dataset, batch_size, start=0, steps=None, rank=0, world_size=1,
         pin_memory=pin_memory,
         prefetch_factor=2 if workers else None,
     )
-    for crops, bad_files in loader:
-        if isinstance(crops, UserError):
-            raise crops
-        for batch in crops.split(share):
+    for chunk, bad_files in loader:
+        if isinstance(chunk, UserError):
+            raise chunk
+        batches = chunk.split(share) if torch.is_tensor(chunk) else zip(*(part.split(share) for part in chunk))
+        for batch in batches:
             yield batch, bad_files
             bad_files = []
 
@@ -201,14 +232,16 @@ def leave_signals_to_parent(worker):
 class TestPairs(Dataset):
     """Whole images to measure on: item i is (name, LR array (h, w, 3), HR array (scale*h, scale*w, 3)), uint8.
 
-    HR images are cropped at the bottom and right to a multiple of `scale`; LR images are made by Pillow's bicubic, or
-    read from `lr_folder`, where they have the same name. Raises ImageError for an image that cannot be used.
+    HR images are cropped at the bottom and right to a multiple of `scale`; LR images are made by Pillow's bicubic or, for
+    the degradation "photo", as the image's name fixes it; or read from `lr_folder`, where they have the same name. Raises
+    ImageError for an image that cannot be used.
     """
 
     __test__ = False  # not a test class, whatever pytest thinks
 
-    def __init__(self, paths, scale: int, lr_folder=None):
+    def __init__(self, paths, scale: int, lr_folder=None, degradation: str = "bicubic"):
         self.paths, self.scale, self.lr_folder = [Path(path) for path in paths], scale, lr_folder
+        self.degradation = degradation
         # Each image's place below the folder that all are in: for those of one folder, the name of the file.
         top = os.path.commonpath([path.parent.absolute() for path in self.paths])
         self.below = [path.absolute().relative_to(top) for path in self.paths]
@@ -226,7 +259,9 @@ class TestPairs(Dataset):
         if min(hr_img.shape[:2]) < 2 * self.scale + 11:
             raise ImageError(f"{path}: too small to measure: SSIM needs 11 pixels within a border of {self.scale}")
         if self.lr_folder is None:
-            return self.names[i], downscale(hr_img, self.scale), hr_img
+            photographed = self.degradation == "photo"
+            lr_img = photo_by_name(hr_img, self.scale, path.stem) if photographed else downscale(hr_img, self.scale)
+            return self.names[i], lr_img, hr_img
         lr_path = Path(self.lr_folder) / self.below[i]
         lr_img = read_image(lr_path)
         if (lr_img.shape[0] * self.scale, lr_img.shape[1] * self.scale) != hr_img.shape[:2]:

@@ -5,8 +5,8 @@
 
 A test set is a folder of HR images, or the name of a list made by create_data_lists.py. Prints the table as Markdown and
 writes metrics.md, metrics.json (with an entry per image) and, with --save-images, the pictures under --output.
-Protocol: HR cropped to a multiple of the scale, LR by Pillow's bicubic, SR rounded to 8 bits; PSNR and SSIM on Y of BT.601
-in studio range without a border of `scale` pixels; LPIPS (AlexNet, v0.1) on the whole RGB image.
+Protocol: HR cropped to a multiple of the scale, LR by Pillow's bicubic (or as --degradation says), SR rounded to 8 bits;
+PSNR and SSIM on Y of BT.601 in studio range without a border of `scale` pixels; LPIPS (AlexNet, v0.1) on the whole RGB image.
 """
 
 from pathlib import Path
@@ -29,6 +29,13 @@ def parse_arguments():
     add("--test-sets", nargs="+", required=True, metavar="SET", help="folders of HR images, or names of lists in --data-folder")
     add("--data-folder", type=Path, default=Path("data"), metavar="DIR", help="where the lists are")
     add("--lr-folder", type=Path, metavar="DIR", help="given LR images, of the same names, in place of bicubic downscaling")
+    add(
+        "--degradation",
+        choices=("bicubic", "photo"),
+        default="bicubic",
+        help="what makes LR of HR images; photo: what training with it does (blur, noise, JPEG, WebP), without its share of "
+        "clean ones, fixed by the name of each file (not its folder, nor its ending), so that everyone measures the same",
+    )
     add("--scale", type=int, choices=(2, 3, 4, 8), help="factor, where no weights tell it (default: 4)")
     add("--lpips", action="store_true", help="measure LPIPS too (needs the package lpips)")
     add(
@@ -82,14 +89,16 @@ def load_models(files, blends, device, dtype, scale):
     return models, next(iter(scales.values()), 4)
 
 
-def load_sets(names, data_folder, scale, lr_folder):
+def load_sets(names, data_folder, scale, lr_folder, degradation):
     """The test sets by their names in the table."""
+    if lr_folder and degradation != "bicubic":
+        raise UserError(f"--degradation {degradation} makes the LR images that --lr-folder gives: leave one of them out")
     sets = {}
     for name in names:
         label = Path(name).resolve().name.removesuffix(".json").removesuffix("_test_images")
         if label in sets:
             raise UserError(f"--test-sets: two sets would be called {label} in the table")
-        sets[label] = TestPairs(test_images(name, data_folder), scale, lr_folder)
+        sets[label] = TestPairs(test_images(name, data_folder), scale, lr_folder, degradation)
     return sets
 
 
@@ -104,10 +113,10 @@ def table_cell(entries):
     return " / ".join(f"{means[key]:.2f}" if key == "psnr" else f"{means[key]:.4f}".replace("0.", ".", 1) for key in means)
 
 
-def markdown_table(results, sets, scale):
+def markdown_table(results, sets, title):
     """One row per model, one column per test set."""
     figures = " / ".join(key.upper() for key in in_table(results["bicubic"][sets[0]]))
-    lines = [f"| x{scale}, {figures} | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
+    lines = [f"| {title}, {figures} | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
     for model, by_set in results.items():
         lines.append(f"| {model} | {' | '.join(table_cell(by_set[name]) for name in sets)} |")
     return "\n".join(lines)
@@ -138,7 +147,7 @@ def main(args):
     processes = Processes(args.device)
     device = processes.device
     models, scale = load_models(args.weights, args.blend, device, pick_dtype(args.precision, device), args.scale)
-    sets = load_sets(args.test_sets, args.data_folder, scale, args.lr_folder)
+    sets = load_sets(args.test_sets, args.data_folder, scale, args.lr_folder, args.degradation)
     metrics = {"lpips": load_lpips(args.lpips_backbone, device)} if args.lpips else {}
     results = {model: {} for model in models}
     for set_name, pairs in sets.items():
@@ -148,7 +157,8 @@ def main(args):
             results[model][set_name] = entries
             bar.close()
     if processes.rank == 0:
-        table = markdown_table(results, list(sets), scale)
+        title = f"x{scale}" if args.degradation == "bicubic" else f"x{scale} {args.degradation}"
+        table = markdown_table(results, list(sets), title)
         print(table, flush=True)
         write_text(args.output / "metrics.md", table + "\n")
         write_text(args.output / "metrics.json", json.dumps(finite(results), indent=2, ensure_ascii=False) + "\n")

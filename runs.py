@@ -29,6 +29,8 @@ from weights import load_checkpoint, save_checkpoint
 # What may differ when a run is resumed: it changes where things are, how fast they go or what is shown, not what is learnt.
 FREE_ON_RESUME = {"data_folder", "run", "recipe", "resume", "workers", "device", "precision", "compile", "dry_run"}
 FREE_ON_RESUME |= {"init", "init_discriminator", "validate_on", "validate_every", "save_every", "log_every"}
+# What was done before there was the flag, where that is not None, False or 0.
+WITHOUT_FLAG = {"degradation": "bicubic", "discriminator": "paper"}
 
 
 class Log:
@@ -252,7 +254,7 @@ class Run:
         self.dataset = dataset
         workers = self.args.workers
         if workers is None:
-            quick = dataset.pack is not None and self.device.type == "cpu"
+            quick = dataset.pack is not None and dataset.degradation == "bicubic" and self.device.type == "cpu"
             workers = 0 if quick else max(1, min(8, (os.cpu_count() or 1) // self.world_size))
         pinned = self.device.type == "cuda"
         share = self.args.batch_size, start, self.args.steps, self.rank, self.world_size
@@ -295,12 +297,12 @@ class Run:
         batches = iter(loader)
         for step in range(start + 1, self.args.steps + 1):
             before = time.perf_counter()
-            crops, bad_files = next(batches)
+            batch, bad_files = next(batches)
             if bad_files and not self.bad_files:
                 self.print(f"step {step}: another image is drawn in place of {bad_files[0]}")
             self.bad_files += bad_files
             self.writer.waited += time.perf_counter() - before
-            yield step, *training_pair(crops.to(self.device, non_blocking=True), self.args.scale)
+            yield step, *training_pair(batch, self.args.scale, self.device)
             self.writer.write_row()
             if self.stopping:
                 self.writer.close()
@@ -381,12 +383,13 @@ class Run:
 
         Raises UserError if the arguments now would change the result.
         """
-        before, now = checkpoint["args"], vars(self.args)
+        before, now = WITHOUT_FLAG | checkpoint["args"], vars(self.args)
         if before.get("stage") != now["stage"]:
             raise UserError(f"--resume: the run {self.name} is one of the other stage; give another name by --run")
         free = FREE_ON_RESUME | ({"steps"} if now["schedule"] == "constant" else set())
-        # A flag that the checkpoint does not know yet was off: None, False or 0.
-        # So was one that is gone, or the run cannot go on as it began.
+        # A flag that the checkpoint does not know was off: None, False or 0, or as WITHOUT_FLAG says. So was one that is gone
+        # by now, or the run cannot go on as it began.
+        before = {key: value for key, value in WITHOUT_FLAG.items() if key in now} | before
         keys = sorted((now.keys() | before.keys()) - free)
         changed = [key for key in keys if (before.get(key) or None) != (now.get(key) or None)]
         if changed:
@@ -403,8 +406,9 @@ class Run:
 def load_data(args):
     """The training samples and the validation pairs of a run. Raises UserError or ImageError for what cannot be used."""
     list_file = args.data_folder / "train_images.json"
-    dataset = SRDataset(list_file, args.crop_size, args.seed, args.gray_share, args.stretch_share)
-    validation = TestPairs(test_images(args.validate_on, args.data_folder), args.scale)
+    shares = args.gray_share, args.stretch_share
+    dataset = SRDataset(list_file, args.crop_size, args.seed, *shares, args.degradation, args.scale)
+    validation = TestPairs(test_images(args.validate_on, args.data_folder), args.scale, degradation=args.degradation)
     for _ in validation:  # a bad file is better found now than after thousands of steps
         pass
     return dataset, validation

@@ -106,6 +106,12 @@ def add_training_arguments(parser, stage, steps, learning_rate, schedule):
     add("--steps", type=number(int, 1), default=steps, help="optimizer steps, in all")
     add("--batch-size", type=number(int, 1), default=16, help="crops per step, over all processes")
     add("--crop-size", type=number(int, 16), default=96, help="side of the HR crops, pixels")
+    add(
+        "--degradation",
+        choices=("bicubic", "photo"),
+        default="bicubic",
+        help="what makes LR of HR images: bicubic downscaling, or what cameras and the web do (blur, noise, JPEG, WebP)",
+    )
     add("--learning-rate", type=number(float, 0), default=learning_rate, help="of Adam, at its highest")
     add(
         "--schedule",
@@ -123,7 +129,7 @@ def add_training_arguments(parser, stage, steps, learning_rate, schedule):
         help="of the crops that are stretched to reach black and white, so that white stays white",
     )
     add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of the initial weights and the sample stream")
-    add("--workers", type=number(int, 0), help="loader processes (default: 0 for a pack on the CPU, else up to 8)")
+    add("--workers", type=number(int, 0), help="loader processes (default: 0 for a pack and bicubic on the CPU, else up to 8)")
     add_device_arguments(parser)
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: where a long run gains from it")
     add("--validate-on", default="validation", help="name of a list in the data folder, or a folder of HR images")

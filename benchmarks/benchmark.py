@@ -267,11 +267,12 @@ def plain_loader(paths, args, workers=0):
     return iter(torch.utils.data.DataLoader(dataset, args.batch_size, num_workers=workers))
 
 
-def our_loader(list_file, args, workers=0):
-    """(LR, HR) pairs as runs.Run.steps makes them out of the loader's crops."""
+def our_loader(list_file, args, workers=0, degradation="bicubic"):
+    """(LR, HR) pairs as runs.Run.steps makes them out of the loader's batches."""
     on_gpu = args.device.type == "cuda"
-    loader = train_loader(SRDataset(list_file, args.crop_size), args.batch_size, workers=workers, pin_memory=on_gpu)
-    return (training_pair(crops.to(args.device, non_blocking=True), 4) for crops, _ in loader)
+    dataset = SRDataset(list_file, args.crop_size, degradation=degradation, scale=4)
+    loader = train_loader(dataset, args.batch_size, workers=workers, pin_memory=on_gpu)
+    return (training_pair(batch, 4, args.device) for batch, _ in loader)
 
 
 def measure_loader(args):
@@ -287,12 +288,14 @@ def measure_loader(args):
 
     sides = {"plain": take(plain_loader(paths, args))}
     sides |= {name: take(our_loader(list_file, args)) for name, list_file in (("JPEGs", files), ("the pack", packed))}
+    sides["photo"] = take(our_loader(packed, args, degradation="photo"))
     times = alternate(args, **sides, pairs=lambda: [training_pair(pixels, 4) for _ in range(steps)])
     torch.set_num_threads(threads)
     speed = {name: steps * args.batch_size / value for name, value in times.items()}
     for name in ("JPEGs", "the pack"):
         yield f"LR and HR crops from {name}, one core", "crops/s", speed["plain"], speed[name]
     yield f"of this: LR crops and ranges, on {args.device.type}", "crops/s", None, speed["pairs"]
+    yield "LR and HR crops from the pack, --degradation photo, one core", "crops/s", None, speed["photo"]
 
 
 def measure_waiting(args):
