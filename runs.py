@@ -383,7 +383,7 @@ class Run:
 
         Raises UserError if the arguments now would change the result.
         """
-        before, now = WITHOUT_FLAG | checkpoint["args"], vars(self.args)
+        before, now = checkpoint["args"], vars(self.args)
         if before.get("stage") != now["stage"]:
             raise UserError(f"--resume: the run {self.name} is one of the other stage; give another name by --run")
         free = FREE_ON_RESUME | ({"steps"} if now["schedule"] == "constant" else set())

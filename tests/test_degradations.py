@@ -253,7 +253,7 @@ def test_photo_is_a_function_of_the_image_and_the_seed(photographs):
 
 
 def open_lists(folder, degradation="photo", scale=4, seed=0):
-    return SRDataset(folder / "train_images.json", 32, seed, degradation, scale)
+    return SRDataset(folder / "train_images.json", 32, seed, degradation=degradation, scale=scale)
 
 
 def stream(dataset, *args, **kwargs):
