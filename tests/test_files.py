@@ -430,3 +430,185 @@ def test_test_py_goes_on_after_bad_files(zoo, call, weights, tmp_path):
     for key in good:
         (path,) = (path for path in written if path.stem == f"{zoo[key].path.stem}_x4")
         assert_upscaled(path, zoo[key], weights)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batches
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def batch(call, weights, tmp_path):
+    """Run test.py on paths below `tmp_path`, into out: a Result."""
+
+    def run(*words):
+        output = [] if "--output" in words else ["--output", "out"]
+        return call("test", *words, *output, "--weights", weights, "--device=cpu", "--precision=fp32")
+
+    return run
+
+
+def photo(path, size=(8, 6), **options):
+    """A small photograph under a name, in its format."""
+    from skimage import data
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(data.astronaut()).resize(size).save(path, **options)
+    return path
+
+
+def names_in(folder):
+    """The files below a folder, sorted."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_folders_in_folders_keep_their_structure(batch, tmp_path):
+    for name in ("a.png", "b/a.png", "b/c d/é.png", "b/.hidden/x.png"):
+        photo(tmp_path / "in" / name)
+    (tmp_path / "in/empty").mkdir()
+    (tmp_path / "in/b/above").symlink_to(tmp_path / "in")
+    result = batch("in")
+    assert result.status == 0 and names_in(tmp_path / "out") == ["a_x4.png"]
+    assert "2 in folders (see --recursive)" in result.out
+    result = batch("in", "--recursive", "--skip-existing")
+    assert result.status == 0 and "3 of 4 files upscaled, into out, 1 skipped" in result.out, result
+    assert names_in(tmp_path / "out") == ["a_x4.png", "b/.hidden/x_x4.png", "b/a_x4.png", "b/c d/é_x4.png"]
+
+
+def test_a_batch_goes_on_where_it_stopped(batch, tmp_path):
+    for name in ("a.png", "b.jpg", "c.bmp"):
+        photo(tmp_path / "in" / name)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/b_x4.png").write_bytes(b"whole")
+    assert batch("in").status == 2
+    result = batch("in", "--skip-existing")
+    assert result.status == 0 and "0 of 3 files upscaled, into out, 3 skipped" in result.out, result
+    assert (tmp_path / "out/b_x4.png").read_bytes() == b"whole"
+    result = batch("in/a.png", "--skip-existing")
+    assert result.status == 0 and "skipped" in result.out
+    (tmp_path / "in/bad.png").write_bytes(b"")
+    assert batch("in", "--skip-existing").status == 2  # it is still an error
+    assert batch("in", "--skip-existing", "--overwrite").status == 2
+    (tmp_path / "out/a_x4.png").unlink()
+    assert batch("in/a.png", "--skip-existing").status == 0 and (tmp_path / "out/a_x4.png").stat().st_size > 100
+    # A batch that stopped between a result and its comparison
+    result = batch("in/a.png", "--skip-existing", "--compare")
+    assert result.status == 0 and (tmp_path / "out/a_x4_compare.html").exists(), result
+
+
+@pytest.mark.parametrize("output", ["in", "in/out", "in/b/results"])
+def test_results_are_not_enlarged_again(output, batch, tmp_path):
+    sources = ["a.png", "b/c.jpg", "b/" + "n" * 248 + ".png", "d.png", "d.bmp", "lone_x4.png"]
+    for name in sources:
+        photo(tmp_path / "in" / name)
+    first = batch("in", "--recursive", "--compare", "--output", output)
+    assert first.status == 0 and "6 of 6 files" in first.out, first
+    for flags in (["--outscale", 2], ["--format", "webp"], []):
+        result = batch("in", "--recursive", "--skip-existing", "--output", output, *flags)
+        assert result.status == 0 and "of 6 files" in result.out, result
+    assert "0 of 6 files" in result.out
+    assert not [name for name in names_in(tmp_path / "in") if "_x4_x" in name and "lone" not in name]
+    result = batch("in", "--recursive", "--output", "elsewhere")
+    assert result.status == 0 and "6 of 6 files" in result.out and "results of earlier calls" in result.out, result
+    assert len(names_in(tmp_path / "elsewhere")) == 6
+
+
+def test_a_result_given_by_name_is_enlarged_again(batch, tmp_path):
+    photo(tmp_path / "in/a.png")
+    assert batch("in", "--output", "in").status == 0
+    assert batch("in/a_x4.png", "--output", "in").status == 0
+    assert names_in(tmp_path / "in") == ["a.png", "a_x4.png", "a_x4_x4.png"]
+
+
+def test_files_of_one_stem_all_get_a_result(batch, tmp_path):
+    for name in ("a.jpg", "a.png", "b.png", "B.jpg", "c.png", "c.jpg", "c.jpg.png", "e.png", "e.gif"):
+        photo(tmp_path / "in" / name)
+    (tmp_path / "in/b.bmp").mkdir()
+    result = batch("in/a.jpg")
+    assert result.status == 0 and names_in(tmp_path / "out") == ["a.jpg_x4.png"] and "another a is beside it" in result.out
+    result = batch("in", "--skip-existing")
+    assert result.status == 0 and "8 of 9 files upscaled, into out, 1 skipped" in result.out, result
+    assert len({name.lower() for name in names_in(tmp_path / "out")}) == 9
+    assert batch("in/c.jpg", "in/e.gif", "in/c.jpg.png", "--skip-existing").out.count(", 3 skipped") == 1
+
+
+def test_pictures_of_two_folders_do_not_replace_each_other(batch, tmp_path):
+    photo(tmp_path / "in/a.png"), photo(tmp_path / "other/a.png")
+    for _ in range(2):
+        result = batch("in", "other", "in/a.png", "--skip-existing")
+        assert result.status == 2 and result.err.count("\n") == 1 and "other/a.png" in result.err, result
+
+
+@pytest.mark.parametrize("name", ["r.png", "r.JPEG", "deep/er/r.tiff", "r.webp", "x_x4.jpg"])
+def test_output_may_be_a_file(name, batch, tmp_path):
+    photo(tmp_path / "in/a.png")
+    assert batch("in/a.png", "--output", name).status == 0
+    with Image.open(tmp_path / name) as image:
+        assert image.size == (32, 24) and image.format == {"jpeg": "JPEG", "jpg": "JPEG"}.get(
+            name.split(".")[1].lower(), image.format
+        )
+        assert image.format.lower()[:3] == name.split(".")[1].lower()[:3].replace("jpg", "jpe")
+    assert names_in(tmp_path) == sorted(["in/a.png", name])
+    assert batch("in/a.png", "--output", name).status == 2
+    result = batch("in/a.png", "--output", name, "--overwrite", "--compare")
+    assert result.status == 0 and (tmp_path / name).with_name(f"{Path(name).stem}_compare.png").exists(), result
+
+
+def test_output_that_cannot_be_the_result_is_refused(batch, tmp_path):
+    photo(tmp_path / "in/a.png"), photo(tmp_path / "in/b.png")
+    for words in (
+        ["in", "--output", "r.png"],
+        ["in/a.png", "in/b.png", "--output", "r.png"],
+        ["in/a.png", "--output", "r.mp4"],
+    ):
+        result = batch(*words)
+        assert result.status == 2 and result.err.count("\n") == 1, result
+    for words in (["--output", "r.png", "--format", "webp"], ["--output", "r.jp2"], ["--output", "r.png", "--quality", "9"]):
+        result = batch("in/a.png", *words)
+        assert result.status == 2 and result.err.count("\n") == 1, result
+    assert names_in(tmp_path) == ["in/a.png", "in/b.png"]
+    (tmp_path / "r.png").mkdir()  # a folder that is there stays one
+    assert batch("in", "--output", "r.png").status == 0 and len(names_in(tmp_path / "r.png")) == 2
+
+
+@pytest.mark.parametrize("form, ending", [("jpeg", ".jpg"), ("WebP", ".webp"), ("AVIF", ".avif"), ("JPG", ".jpg")])
+def test_quality_is_that_of_the_file(form, ending, batch, tmp_path):
+    from PIL import features
+
+    if form == "AVIF" and not features.check("avif"):
+        pytest.skip("a Pillow without AVIF")
+    photo(tmp_path / "a.png", size=(40, 32))
+    sizes = []
+    for quality in (10, 50, 95):
+        assert batch("a.png", "--format", form, "--quality", quality, "--overwrite").status == 0
+        sizes.append((tmp_path / f"out/a_x4{ending}").stat().st_size)
+    assert sizes == sorted(set(sizes))
+    assert batch("a.png", "--format", form, "--overwrite").status == 0
+    for wrong in (0, 101, "best"):
+        assert batch("a.png", "--format", form, "--quality", wrong).status == 2
+    for other in ([], ["--format", "png"], ["--format", "tif"]):
+        assert "--quality is for" in batch("a.png", "--quality", 50, *other).err
+
+
+def test_avif_keeps_transparency_and_frames_or_says_what_it_needs(batch, tmp_path, monkeypatch):
+    from PIL import features
+
+    photo(tmp_path / "a.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "modules", {})  # as before 11.3
+        for words in (["--format", "avif"], ["--output", "a.avif"]):
+            result = batch("a.png", *words)
+            assert result.status == 2 and "Pillow 11.3" in result.err and not names_in(tmp_path / "out"), result
+    if not features.check("avif"):
+        pytest.skip("a Pillow without AVIF")
+    image = Image.open(tmp_path / "a.png").convert("RGBA")
+    image.putalpha(Image.fromarray(np.tile(np.repeat([0, 255], 4).astype(np.uint8), (6, 1))))
+    image.save(tmp_path / "b.png")
+    image.save(tmp_path / "c.gif", save_all=True, append_images=[image.rotate(180), image.rotate(90)], duration=[40, 80, 120])
+    assert batch("b.png", "c.gif", "--format", "avif").status == 0
+    with Image.open(tmp_path / "out/b_x4.avif") as result:
+        assert np.asarray(result)[..., 3].min() < 10 and np.asarray(result)[..., 3].max() > 245
+    assert batch("out/c_x4.avif").status == 0
+    for name in ("c_x4.avif", "c_x4_x4.avif"):
+        with Image.open(tmp_path / "out" / name) as result:
+            assert result.n_frames == 3
