@@ -25,6 +25,8 @@ def upscale_video(source, target, upscale_rgb) -> int:
     except ImportError:
         raise UserError("video needs the package av: pip install av") from None
     source, target = Path(source), Path(target)
+    if source.exists() and not source.is_file():
+        raise ImageError(f"{source}: cannot be read as a video (it is no file)")  # a named pipe would be waited for
     temporary = target.with_name(f".{target.stem[:40]}.part.mp4")
     try:
         with av.open(str(source)) as reader, av.open(str(temporary), "w") as writer:

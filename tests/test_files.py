@@ -612,3 +612,113 @@ def test_avif_keeps_transparency_and_frames_or_says_what_it_needs(batch, tmp_pat
     for name in ("c_x4.avif", "c_x4_x4.avif"):
         with Image.open(tmp_path / "out" / name) as result:
             assert result.n_frames == 3
+
+
+def test_whatever_is_wrong_with_a_path_is_its_own_error(batch, tmp_path, monkeypatch):
+    photo(tmp_path / "in/a.png"), (tmp_path / "empty").mkdir(), (tmp_path / "locked").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    real, scandir = os.listdir, os.scandir
+
+    def locked(function, path="."):  # for root, too
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return function(path)
+
+    monkeypatch.setattr(os, "listdir", lambda path=".": locked(real, path))
+    monkeypatch.setattr(os, "scandir", lambda path=".": locked(scandir, path))
+    bad = ["empty", "locked", "loop", "missing.png", "missing/a.png", "n" * 300, "n" * 300 + ".png", "in/a.png/b.png"]
+    result = batch(*bad[:4], "in", *bad[4:])
+    assert result.status == 2 and len(result.err.splitlines()) == len(bad), result
+    assert all(path in line for path, line in zip(bad, result.err.splitlines())), result
+    assert "locked: Permission denied" in result.err and "1 of 9 files upscaled" in result.out, result
+    for path in bad:  # alone, too
+        result = batch(path)
+        assert result.status == 2 and result.err.count("\n") == 1 and path in result.err, result
+    assert batch("in", "locked", "--recursive", "--overwrite").out.splitlines()[-1].startswith("1 of 2 files")
+    (tmp_path / "in/locked").mkdir()
+    result = batch("in", "--recursive", "--overwrite")
+    assert result.status == 2 and "1 of 2 files" in result.out and "in/locked: Permission denied" in result.err, result
+
+
+def test_long_names_get_results_of_shorter_ones(batch, tmp_path):
+    alike = "写" * 81  # 243 bytes
+    names = ["n" * 251, "m" * 249, "m" * 235, f"{alike}abcdef", f"{alike}abcdeg", "é" * 125, os.fsdecode(b"\xe9" * 250)]
+    for name in names:
+        photo(tmp_path / "in/a.png").rename(tmp_path / "in" / f"{name}.png")
+    for _ in range(2):
+        result = batch("in", "--overwrite")
+        assert result.status == 0 and "7 of 7 files" in result.out, result
+        assert result.out.count("its name is shortened") == 6  # not that of 235 letters
+        results = names_in(tmp_path / "out")
+        assert len(results) == 7 and all(name.endswith("_x4.png") for name in results)
+    result = batch("in", "--compare", "--skip-existing")
+    assert result.status == 0 and len(names_in(tmp_path / "out")) == 21, result
+    photo(tmp_path / "in/a.png").rename(tmp_path / f"in/{names[0]}.bmp")
+    assert batch("in", "--output", "two").status == 0 and len(names_in(tmp_path / "two")) == 8
+
+
+def test_what_cannot_be_written_is_the_error_of_its_file(batch, tmp_path):
+    for name in ("a.png", "b/c.png", "d.png"):
+        photo(tmp_path / "in" / name)
+    (tmp_path / "out/d_x4.png").mkdir(parents=True)
+    (tmp_path / "out/b").write_text("a file where a folder is to be")
+    result = batch("in", "--recursive")
+    assert result.status == 2 and len(result.err.splitlines()) == 2 and "1 of 3 files upscaled" in result.out, result
+    assert "d.png" in result.err and "c.png" in result.err and names_in(tmp_path / "out") == ["a_x4.png", "b"]
+
+
+def test_what_a_folder_holds_besides_is_counted_in_one_line(batch, tmp_path):
+    photo(tmp_path / "in/a.png")
+    for name in ("b.txt", "c.TXT", "d.cr2", "e.jxl", "README", ".DS_Store", "._a.png", "folder/f.txt", "folder/g.psd"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    result = batch("in")
+    [line] = [line for line in result.out.splitlines() if "left out" in line]
+    assert result.status == 0 and line.startswith("in: left out: "), result
+    counted = line.removeprefix("in: left out: ").split(", ")
+    assert sorted(counted) == ["1 .cr2", "1 .jxl", "1 in folders (see --recursive)", "1 without an ending", "2 .txt"]
+    result = batch("in", "--recursive", "--overwrite")
+    assert "1 .psd" in result.out and "3 .txt" in result.out and result.out.count("left out") == 1 and not result.err, result
+    assert "left out" not in batch("in/a.png", "--overwrite").out
+    shutil.rmtree(tmp_path / "in/folder")
+    (tmp_path / "in/a.png").unlink()
+    result = batch("in")
+    assert result.status == 2 and "1 .jxl" in result.out and "no images or videos" in result.err, result
+
+
+def test_a_batch_of_fifty_odd_files(zoo, batch, tmp_path):
+    folder, good, bad = tmp_path / "in", set(), set()
+    for key in [*WHOLE, *NAMES, "animated_gif", *TINY, *BROKEN]:
+        if key in zoo and key not in ("folder", "long_thin"):
+            (bad if key in BROKEN else good).add(folder_with(zoo[key], folder).name)
+    for name, size in (("wide.png", (700, 1)), ("tall.bmp", (1, 600)), ("one.gif", (1, 1)), ("two.webp", (2, 1))):
+        good.add(photo(folder / name, size).name)
+    for name, form in (("really_a_gif.png", "GIF"), ("really_a_png.jpg", "PNG"), ("really_a_jpeg.tif", "JPEG")):
+        good.add(photo(folder / name, format=form).name)
+    for name in ("l" * 250 + ".png", os.fsdecode(b"\xff\xfe.png"), "-dash.png", "a%20b?*.png", "plain.jpg", "tab\t.png"):
+        good.add(photo(folder / name).name)
+    webp = photo(folder / "w.webp", (40, 32)).read_bytes()
+    bmp = photo(folder / "w.bmp", (40, 32)).read_bytes()
+    (folder / "w.webp").write_bytes(webp[: len(webp) // 2])
+    (folder / "w.bmp").write_bytes(bmp[: len(bmp) // 2])
+    (folder / "html.gif").write_text("<html>404</html>")
+    (folder / "zeros.tif").write_bytes(bytes(4096))
+    (folder / "empty.mp4").touch()
+    (folder / "words.avi").write_text("no video")
+    os.mkfifo(folder / "pipe.jpg")
+    os.mkfifo(folder / "pipe.mp4")
+    bad |= {"w.webp", "w.bmp", "html.gif", "zeros.tif", "empty.mp4", "words.avi", "pipe.jpg", "pipe.mp4"}
+    for name in ("a.png", "b.mp4"):
+        (folder / name).mkdir()  # no files, so nothing to upscale and no errors
+    for name in ("notes.txt", "raw.cr2"):
+        (folder / name).touch()
+    assert len(good | bad) >= 50 and not good & bad
+    result = batch("in")
+    assert result.status == 2 and "Traceback" not in result.err, result
+    lines = result.err.splitlines()
+    assert len(lines) == len(bad) and all(line.startswith("error: ") for line in lines), result
+    assert f"{len(good)} of {len(good | bad)} files upscaled" in result.out.splitlines()[-1], result
+    assert "1 .cr2, 1 .txt, 2 in folders" in result.out
+    assert len(names_in(tmp_path / "out")) == len(good) and not list(tmp_path.rglob(TEMPORARY))
+    result = batch("in", "--skip-existing")
+    assert result.status == 2 and f"0 of {len(good | bad)} files upscaled, into out, {len(good)} skipped" in result.out, result
