@@ -228,8 +228,15 @@ def upscale_file(path, place, network, args, written):
         target = args.output if args.output_file else path_of_result(place, f"{factor}.mp4")
         if not check_target(path, target, args, written):
             return False
-        frames = upscale_video(path, target, lambda rgb: upscale_frame(network, Frame(rgb), args.tile, args.outscale).rgb)
+        remarks = []
+
+        def upscale_rgb(rgb):
+            return upscale_frame(network, Frame(rgb), args.tile, args.outscale).rgb
+
+        frames = upscale_video(path, target, upscale_rgb, remarks)
         print(f"{path}: {frames} frames -> {target} ({time.perf_counter() - before:.1f} s)")
+        for remark in remarks:
+            print(f"  {remark}")
         tell_of_name(path, place, target, factor)
         return True
     picture = read_picture(path)
