@@ -143,7 +143,7 @@ def look_into(folder, recursive, output):
                 others[file.suffix.lower() or "without an ending"] += 1
     sources = {}
     for file in files:
-        for stem in {file.stem, file.name, shortened(file.stem), shortened(file.name)}:
+        for stem in {file.stem, file.name, f"{file.name}_", shortened(file.stem), shortened(file.name)}:
             sources.setdefault((stem, is_video(file)), []).append(file.parent.parts)
     found = [file for file in files if not is_result(file, sources)]
     others["results of earlier calls (give them by name to enlarge them again)"] = len(files) - len(found)

@@ -42,7 +42,8 @@ def upscale_video(source, target, upscale_rgb, remarks=None) -> int:
     temporary = target.with_name(f".{target.stem[:40]}.part.mp4")
     remarks = [] if remarks is None else remarks
     try:
-        with av.open(str(source)) as reader, av.open(str(temporary), "w") as writer:
+        # (absolute paths, or FFmpeg would take what is before a colon for a protocol)
+        with av.open(os.path.abspath(source)) as reader, av.open(os.path.abspath(temporary), "w") as writer:
             count, stopped = _copy(av, reader, writer, upscale_rgb, remarks)
         if stopped:
             if count:
@@ -90,9 +91,11 @@ class _Track:
         """What a packet of the source becomes; the last, which is empty, brings out what is left."""
         if not self.copied:
             packets = [result for frame in packet.decode() for result in self.stream.encode(frame)]
-            return packets + (list(self.stream.encode()) if packet.dts is None else [])
-        if packet.dts is None:
+            return packets + ([] if packet.size else list(self.stream.encode()))
+        if not packet.size:
             return []
+        if packet.dts is None:
+            packet.dts = packet.pts if packet.pts is not None else (self.last or 0) + 1
         if self.last is not None and packet.dts <= self.last:
             packet.dts, packet.pts = self.last + 1, max(packet.pts or 0, self.last + 1)
         self.last, packet.stream = packet.dts, self.stream

@@ -4,6 +4,7 @@ import struct
 import sys
 import zlib
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -741,3 +742,57 @@ def test_sound_tracks_languages_and_titles_of_a_video_are_kept(upscale, tmp_path
             assert [track.metadata["language"] for track in result.streams.audio] == ["deu", "fra", "jpn"][: len(sounds)]
             assert all(sum(1 for _ in result.decode(audio=0)) > 10 and result.seek(0) is None for _ in sounds[:1])
         (tmp_path / f"a.{ending}").unlink()
+
+
+def test_chapters_are_kept_and_subtitles_that_mp4_does_not_hold_are_named(tmp_path):
+    av = pytest.importorskip("av")
+    write_video(tmp_path / "plain.mkv", sounds=["aac"])
+    (tmp_path / "words.srt").write_text("1\n00:00:00,100 --> 00:00:00,500\nHello\n\n2\n00:00:00,600 --> 00:00:00,900\nagain\n")
+    chapters = [
+        {"id": i, "start": 400 * i, "end": 400 * i + 400, "time_base": Fraction(1, 1000), "metadata": {"title": title}}
+        for i, title in enumerate(("morning", "evening"))
+    ]
+    with (
+        av.open(str(tmp_path / "plain.mkv")) as plain,
+        av.open(str(tmp_path / "words.srt")) as words,
+        av.open(str(tmp_path / "a.mkv"), "w") as file,
+    ):
+        streams = {stream: file.add_stream_from_template(stream) for stream in (*plain.streams, *words.streams)}
+        file.set_chapters(chapters)
+        for source in (plain, words):
+            for packet in source.demux():
+                if packet.size:
+                    packet.stream = streams[packet.stream]
+                    file.mux(packet)
+    remarks = []
+    assert upscale_video(tmp_path / "a.mkv", tmp_path / "b.mp4", double, remarks) == 24
+    assert len(remarks) == 1 and remarks[0].startswith("dropped") and "1 subtitle" in remarks[0]
+    with av.open(str(tmp_path / "b.mp4")) as result:
+        assert [chapter["metadata"]["title"] for chapter in result.chapters()] == ["morning", "evening"]
+
+
+def test_a_video_has_one_named_result_and_is_skipped_if_it_exists(upscale, tmp_path, capsys):
+    for name in ("in/a.mkv", "in/a.mp4", "in/a.avi"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        write_video(tmp_path / name, count=2)
+    PHOTOGRAPH.save(tmp_path / "in/a.png")
+    upscale("in/a.mkv", "")
+    upscale("in", "", "--skip-existing")
+    names = ["a.avi_x4.mp4", "a.mkv_x4.mp4", "a.mp4_x4.mp4", "a_x4.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert "3 of 4 files upscaled" in capsys.readouterr().out
+    upscale("in/a.mkv", "", "--output", str(tmp_path / "b.mp4"))
+    assert len(shown(tmp_path / "b.mp4")[0]) == 2
+    with pytest.raises(utils.UserError, match="a video becomes"):
+        upscale("in/a.mkv", "", "--output", str(tmp_path / "b.webp"))
+
+
+@pytest.mark.parametrize("name", ["a:b.mkv", "http:c.mkv", "-x.mkv", "%03d.mkv", "caf\udce9.mkv", "two\nlines.mkv"])
+def test_videos_of_odd_names(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        write_video(tmp_path / "a.mkv", count=2).rename(name)
+    except (OSError, UnicodeError):
+        pytest.skip("a file system without such names")
+    assert upscale_video(name, Path(name).with_suffix(".mp4"), double) == 2
+    assert len(list(tmp_path.iterdir())) == 2
