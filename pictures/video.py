@@ -202,12 +202,13 @@ class _Woven:
     """Frames without the comb of interlaced video, by FFmpeg's bwdif, from the first on that says that it is interlaced."""
 
     def __init__(self, av, stream):
-        self.av, self.stream, self.graph = av, stream, None
+        self.av, self.stream, self.graph, self.combed = av, stream, None, False
 
     def frames(self, frame):
         """What comes out for a frame, or for None at the end."""
         if self.graph is None:
-            if frame is None or not frame.interlaced_frame:
+            if frame is None or not frame.interlaced_frame or "bwdif" not in self.av.filter.filters_available:
+                self.combed |= frame is not None and frame.interlaced_frame
                 return [] if frame is None else [frame]
             self.graph = self.av.filter.Graph()
             source, sink = self.graph.add_buffer(template=self.stream), self.graph.add("buffersink")
@@ -283,8 +284,10 @@ def _copy(av, reader, writer, upscale_rgb, remarks):
     try:
         for packet in _packets(av, reader, [video, *tracks], faults):
             if packet.stream in tracks:
-                with contextlib.suppress(av.error.InvalidDataError):
+                try:
                     packets += tracks[packet.stream].packets(packet)
+                except av.error.InvalidDataError:
+                    faults["sound"] += 1
             else:
                 for frame in _decoded(av, packet, faults):
                     picture.rotation = frame.rotation  # the filter may not carry it
@@ -308,8 +311,12 @@ def _copy(av, reader, writer, upscale_rgb, remarks):
     if faults["packets"]:
         lost = max(faults["packets"], faults["sent"] - picture.count)  # with those that needed them
         remarks.append(f"{faults['packets']} damaged packets of the picture could not be decoded: {lost} frames are left out")
+    if faults["sound"]:
+        remarks.append(f"{faults['sound']} damaged packets of the sound could not be decoded and are silent")
     if faults["end"]:
         remarks.append("the file ends before its time: it has been read as far as it goes")
     if woven.graph:
         remarks.append("interlaced: the two fields of each frame have become one picture (bwdif)")
+    if woven.combed:
+        remarks.append("interlaced, and left so, since this FFmpeg lacks bwdif: expect combs where something moves")
     return picture.count, stopped

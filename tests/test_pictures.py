@@ -630,6 +630,18 @@ def test_damaged_packets_of_a_video_are_left_out_and_counted(ending, codec, numb
         assert times == pytest.approx([i / 25 for i in range(24) if i not in lost], abs=2e-3)
 
 
+def test_damaged_sound_does_not_cost_the_video(tmp_path):
+    av = pytest.importorskip("av")
+    path = write_video(tmp_path / "a.mkv", sounds=["wavpack"])  # not of MP4, so it is decoded
+    with av.open(str(path)) as file:
+        packets = [bytes(packet) for packet in file.demux(audio=0) if packet.size > 20]
+    body = packets[0][40:]  # Matroska has the head in another form
+    path.write_bytes(path.read_bytes().replace(body, b"\xff" * len(body)))
+    remarks = []
+    assert upscale_video(path, tmp_path / "b.mp4", double, remarks) == 24
+    assert remarks == ["1 damaged packets of the sound could not be decoded and are silent"]
+
+
 def test_a_video_that_breaks_off_is_read_as_far_as_it_goes(tmp_path):
     path = write_video(tmp_path / "a.mkv", options={"bf": "0"})
     whole = path.read_bytes()
@@ -708,6 +720,11 @@ def test_interlaced_video_is_said_and_woven(ending, codec, options, tmp_path):
         return np.abs(frames[:, 1:-1] - (frames[:, :-2] + frames[:, 2:]) / 2).mean()
 
     assert comb(seen) < 0.7 * comb(source[1])
+    av = pytest.importorskip("av")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(av.filter, "filters_available", set())
+        remarks.clear()
+        assert upscale_video(path, tmp_path / "e.mp4", double, remarks) == 24 and "left so" in remarks[0]
     remarks.clear()
     upscale_video(write_video(tmp_path / "c.mpg", codec="mpeg2video"), tmp_path / "d.mp4", double, remarks)
     assert not remarks
