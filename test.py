@@ -7,13 +7,22 @@
 photo.jpg becomes results/test/photo_x4.png. The picture stays what it was: upright, with its transparency, gray or 16
 bits deep, animated, with its colour profile and text. The weights that ship are checkpoints/srgan_x4.pth (sharp) and
 checkpoints/srresnet_x4.pth (faithful); --blend goes from one to the other. Video needs the package av.
+A batch that was stopped goes on with --skip-existing; results that lie beside their pictures are not enlarged again.
 """
 
 from pathlib import Path
 
 from utils import ArgumentParser, add_device_arguments, number, user_errors
 
-FORMATS = ("png", "jpg", "webp", "tiff", "bmp", "gif")
+FORMATS = ("png", "jpg", "webp", "avif", "tiff", "bmp", "gif")
+LOSSY_FORMATS = ("jpg", "webp", "avif")  # which --quality is for
+ALIASES = {"jpeg": "jpg", "jpe": "jpg", "jfif": "jpg", "tif": "tiff", "apng": "png"}
+
+
+def format_named(text):
+    """The format of a name or an ending as people write them: JPEG, .tif."""
+    name = text.lower().removeprefix(".")
+    return ALIASES.get(name, name)
 
 
 def parse_arguments():
@@ -21,7 +30,14 @@ def parse_arguments():
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="INPUT", help="image or video files, or folders of them")
     add("--weights", type=Path, default=Path("checkpoints/srgan_x4.pth"), metavar="FILE", help="trained weights")
-    add("--output", type=Path, default=Path("results/test"), metavar="DIR", help="folder for the results")
+    add(
+        "--output",
+        type=Path,
+        default=Path("results/test"),
+        metavar="DIR",
+        help="folder for the results; or the file, for one input",
+    )
+    add("--recursive", action="store_true", help="also look into the folders in a folder, and keep their structure")
     add("--blend", type=number(float, 0, 1), metavar="A", help="mix the weights: 0 is all --blend-with, 1 all --weights")
     add(
         "--blend-with",
@@ -31,8 +47,16 @@ def parse_arguments():
         help="the weights to mix in, which --weights were trained from",
     )
     add("--outscale", type=number(float, 0.01, 100), metavar="FACTOR", help="resize the result to this factor")
-    add("--format", choices=FORMATS, help="of the results (default: the input's if it is lossless, else png)")
-    add("--overwrite", action="store_true", help="replace results that exist")
+    add(
+        "--format",
+        type=format_named,
+        choices=FORMATS,
+        help="of the results (default: the input's if it is lossless, else png)",
+    )
+    add("--quality", type=number(int, 1, 100), metavar="N", help="of JPEG, WebP and AVIF (default: 95, lossless, 90)")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    existing.add_argument("--skip-existing", action="store_true", help="go on with a batch: leave results that exist")
     add("--compare", action="store_true", help="also write a labelled panel and a page with a before/after slider")
     add("--tile", type=number(int, 16), metavar="PIXELS", help="side of the tiles of the input (default: what fits in memory)")
     add_device_arguments(parser)
@@ -43,8 +67,13 @@ if __name__ == "__main__":  # before the imports that take seconds, so that --he
     args = parse_arguments()
 
 import contextlib
+import functools
+import hashlib
+import os
+import re
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 
 from tqdm import tqdm
@@ -53,7 +82,7 @@ from devices import is_out_of_memory, pick_device, pick_dtype
 from inference import for_inference, upscale_frame
 from pictures.comparison import labelled_row, slider_figure, stack, write_page
 from pictures.formats import FORMATS as ENDINGS
-from pictures.formats import Frame, read_picture, to_8_bits, write_picture
+from pictures.formats import Frame, check_format, read_picture, to_8_bits, write_picture
 from pictures.pixels import IMAGE_SUFFIXES, enlarge
 from pictures.video import VIDEO_SUFFIXES, upscale_video
 from utils import UserError, atomic_write
@@ -61,54 +90,163 @@ from weights import blend_networks, load_network
 
 KNOWN_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 KNOWN_SUFFIXES |= {".gif", ".apng", ".jfif", ".jpe", ".jp2", ".avif", ".ppm", ".pgm", ".tga"}
+RESULT = re.compile(r"(.+)_x[\d.]+(_compare|_part)?", re.DOTALL)  # the stem of a result, after that of its input
+NAME_LIMIT = 255  # bytes in the name of a file
 
 
-def find_inputs(inputs):
+def is_video(path):
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def find_inputs(inputs, recursive=False, output=None):
     """The files to upscale: those given, and the images and videos of the folders given, sorted.
 
-    (A name that begins with ._ is macOS's, for what it knows of the file without.)
+    A dict: each with the place of its result in the output folder, without what is added to its name. A path that cannot
+    be read, or has nothing in it, stays among them: it is an error of its own when its turn comes.
     """
-    files = []
+    places, stems = {}, functools.cache(stems_of_results)
     for path in inputs:
-        if path.is_dir():
-            files_in_it = (file for file in path.iterdir() if not file.name.startswith("._") and not file.is_dir())
-            found = sorted(file for file in files_in_it if file.suffix.lower() in KNOWN_SUFFIXES)
-            if not found:
-                raise UserError(f"{path}: no images or videos in this folder")
-            files += found
-        else:
-            files.append(path)
-    return files
+        try:
+            folder = path.is_dir()
+        except OSError:
+            folder = False
+        found = look_into(path, recursive, output) if folder else []
+        for file in found or [path]:
+            inner = file.relative_to(path).parent if found else Path()
+            places.setdefault(file, inner / stems(file.parent).get(file.name, file.stem))
+    return places
 
 
-def compare(lr_img, sr_img, target, network):
-    """Write the panel and the slider page of a result beside it: bilinear and bicubic enlargement, and the network's."""
+def look_into(folder, recursive, output):
+    """The images and videos of a folder, without results of earlier calls; says how many of what else is in it.
+
+    Names that begin with a dot are the system's, as ._b.jpg is macOS's for what it knows of b.jpg, unless they have a known
+    ending. The output folder below it is left out.
+    """
+    files, unreadable, others, seen = [], [], Counter(), set()
+    target = output and os.path.realpath(output)
+    walk = os.walk(folder, followlinks=True, onerror=lambda error: unreadable.append(Path(error.filename)))
+    for root, folders, names in walk:
+        real = os.path.realpath(root)
+        if real in seen or (seen and real == target):  # a link to a folder above; the results
+            folders.clear()
+            continue
+        seen.add(real)
+        if not recursive:
+            others["in folders (see --recursive)"] += len(folders)
+            folders.clear()
+        folders.sort()
+        for file in (Path(root, name) for name in names if not name.startswith("._") and not name.endswith(".part.mp4")):
+            if file.suffix.lower() in KNOWN_SUFFIXES:
+                files.append(file)
+            elif not file.name.startswith("."):
+                others[file.suffix.lower() or "without an ending"] += 1
+    sources = {}
+    for file in files:
+        for stem in {file.stem, file.name, f"{file.name}_", shortened(file.stem), shortened(file.name)}:
+            sources.setdefault((stem, is_video(file)), []).append(file.parent.parts)
+    found = [file for file in files if not is_result(file, sources)]
+    others["results of earlier calls (give them by name to enlarge them again)"] = len(files) - len(found)
+    if told := ", ".join(f"{count} {what}" for what, count in sorted(others.items()) if count):
+        print(f"{folder}: left out: {told}")
+    return sorted(found + unreadable)
+
+
+def is_result(file, sources):
+    """Whether a file is named as the result of one of `sources`, {(stem, is_video): [parts of its folder]}.
+
+    That may lie beside it, or in a folder above, of which this one has the structure.
+    """
+    match = RESULT.fullmatch(file.stem)
+    for parts in sources.get((match[1], is_video(file)), ()) if match else ():
+        mine = iter(file.parent.parts)
+        if all(part in mine for part in parts):  # in this order
+            return True
+    return False
+
+
+def stems_of_results(folder):
+    """{name: stem of the result} of the images and videos in a folder, by what is in it, whatever else is upscaled or was.
+
+    So a.jpg has the same result in each call: a, or a.jpg if there is an a.png too. Case does not count, as on many disks.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            files = sorted(Path(entry.name) for entry in entries if Path(entry.name).suffix.lower() in KNOWN_SUFFIXES)
+            files = [file for file in files if not Path(folder, file).is_dir()]
+    except OSError:
+        return {}
+    count = Counter((file.stem.casefold(), is_video(file)) for file in files)
+    stems = {file.name: file.stem for file in files if count[file.stem.casefold(), is_video(file)] == 1}
+    taken = {stem.casefold() for stem in stems.values()}
+    for file in files:
+        if file.name not in stems:
+            stem = file.name
+            while stem.casefold() in taken:
+                stem += "_"
+            stems[file.name] = stem
+            taken.add(stem.casefold())
+    return stems
+
+
+def shortened(stem):
+    """A long stem in at most 200 bytes, of which the last are a hash of the whole."""
+    data = os.fsencode(stem)
+    return f"{data[:180].decode(errors='ignore')}~{hashlib.sha256(data).hexdigest()[:12]}"
+
+
+def path_of_result(place, tail):
+    """The place with the tail after its name, which is shortened if no file could have it."""
+    name = place.name + tail
+    return place.with_name(name if len(os.fsencode(name)) <= NAME_LIMIT else shortened(place.name) + tail)
+
+
+def compare(lr_img, sr_img, name, panel, page, network):
+    """Write the panel and the slider page of a result: bilinear and bicubic enlargement, and the network's."""
     lr_img, sr_img = to_8_bits(lr_img), to_8_bits(sr_img)
     height, width = sr_img.shape[:2]
     images = [enlarge(lr_img, (height, width), method) for method in ("bilinear", "bicubic")] + [sr_img]
     labels = ["bilinear", "bicubic", network]
-    panel = target.with_name(f"{target.stem}_compare.png")
     with atomic_write(panel) as file:
         stack([labelled_row(images, labels)]).save(file, "PNG", compress_level=4)
-    page = target.with_name(f"{target.stem}_compare.html")
-    write_page(page, target.stem, [slider_figure(target.name, images, labels, 1, 2)])
+    write_page(page, Path(name).stem, [slider_figure(name, images, labels, 1, 2)])
     print(f"  comparison: {panel} {page}")
 
 
-def upscale_file(path, network, args, written):
-    """Upscale one image or video file and say so. Raises UserError, and then leaves no file behind."""
-    scale = network.config["scale"]
-    factor = f"{args.outscale:g}" if args.outscale else scale
+def upscale_file(path, place, network, args, written):
+    """Upscale one image or video file to its place in the output folder, and say so. Returns whether it was; else skipped.
+
+    Raises UserError or OSError, and then leaves no file behind.
+    """
+    if path.is_dir():  # it stays among the inputs for what is wrong with it
+        os.listdir(path)
+        raise UserError(f"{path}: no images or videos in this folder")
+    factor = f"_x{args.outscale:g}" if args.outscale else f"_x{network.config['scale']}"
+    place, factor = (args.output.with_suffix(""), "") if args.output_file else (args.output / place, factor)
     before = time.perf_counter()
-    if path.suffix.lower() in VIDEO_SUFFIXES:
-        target = args.output / f"{path.stem}_x{factor}.mp4"
-        check_target(target, args, written)
-        frames = upscale_video(path, target, lambda rgb: upscale_frame(network, Frame(rgb), args.tile, args.outscale).rgb)
+    if is_video(path):
+        target = args.output if args.output_file else path_of_result(place, f"{factor}.mp4")
+        if not check_target(path, target, args, written):
+            return False
+        remarks = []
+
+        def upscale_rgb(rgb):
+            return upscale_frame(network, Frame(rgb), args.tile, args.outscale).rgb
+
+        frames = upscale_video(path, target, upscale_rgb, remarks)
         print(f"{path}: {frames} frames -> {target} ({time.perf_counter() - before:.1f} s)")
-        return
+        for remark in remarks:
+            print(f"  {remark}")
+        tell_of_name(path, place, target, factor)
+        return True
     picture = read_picture(path)
-    target = args.output / f"{path.stem}_x{factor}{ENDINGS[args.format or picture.format]}"
-    check_target(target, args, written)
+    target = args.output if args.output_file else path_of_result(place, factor + ENDINGS[args.format or picture.format])
+    panel, page = (path_of_result(place, f"{factor}_compare.{ending}") for ending in ("png", "html"))
+    if not check_target(path, target, args, written):
+        if args.compare and not (panel.exists() and page.exists()):
+            first = [next(iter(frames)).rgb for frames in (picture.frames, read_picture(target).frames)]
+            compare(*first, target.name, panel, page, args.weights.stem)
+        return False
     first, seconds, size = [], [0.0], [None]
 
     def results():
@@ -122,13 +260,23 @@ def upscale_file(path, network, args, written):
                 first.extend((frame.rgb, result.rgb))
             yield result
 
-    write_picture(target, replace(picture, frames=results()))
+    write_picture(target, replace(picture, frames=results()), args.quality)
     frames = f", {picture.count} frames" if picture.count > 1 else ""
     print(f"{path}: {picture.size[0]}x{picture.size[1]} -> {target}: {size[0]}{frames}, inference {seconds[0]:.2f} s")
     if picture.remark:
         print(f"  {picture.remark}")
+    tell_of_name(path, place, target, factor)
     if args.compare:
-        compare(*first, target, args.weights.stem)
+        compare(*first, target.name, panel, page, args.weights.stem)
+    return True
+
+
+def tell_of_name(path, place, target, factor):
+    """Say why a result is not named as its input."""
+    if factor and place.name != path.stem:
+        print(f"  named with its ending, since another {path.stem} is beside it")
+    if factor and not target.name.startswith(place.name + factor):
+        print(f"  its name is shortened: no file's may have more than {NAME_LIMIT} bytes")
 
 
 @contextlib.contextmanager
@@ -142,37 +290,73 @@ def memory_errors(path):
         raise UserError(f"{path}: not enough memory for its result") from None
 
 
-def check_target(target, args, written):
+def check_target(path, target, args, written):
+    """Whether the result is to be made, and its folder; False if it exists and is to be skipped."""
     if target in written:
-        raise UserError(f"{target} is the result of another input of this call: give another --output, one call each")
-    if target.exists() and not args.overwrite:
-        raise UserError(f"{target} exists: give --overwrite to replace it, or another --output")
+        raise UserError(f"{path}: {target} is the result of another input of this call: give another --output, one call each")
     written.add(target)
+    if target.is_dir():
+        raise UserError(f"{path}: its result {target} is a folder: give another --output")
+    if target.exists() and not args.overwrite:
+        if args.skip_existing:
+            return False
+        raise UserError(f"{target} exists: give --overwrite or --skip-existing, or another --output")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return True
+
+
+def names_a_file(output, inputs, form):
+    """Whether --output is the result of one input, and no folder. Raises UserError if it can be neither."""
+    if output.suffix.lower() not in KNOWN_SUFFIXES or output.is_dir():
+        return False
+    if len(inputs) > 1 or inputs[0].is_dir():
+        raise UserError(f"--output {output}: for several inputs, or a folder of them, give a folder")
+    named = format_named(output.suffix)
+    if is_video(inputs[0]) and named != "mp4":
+        raise UserError(f"--output {output}: a video becomes an .mp4")
+    if not is_video(inputs[0]) and named not in FORMATS:
+        raise UserError(f"--output {output}: pictures are written as {', '.join(FORMATS)}")
+    if form and form != named:
+        raise UserError(f"--output {output} and --format {form} are two formats")
+    return True
 
 
 def main(args):
-    files = find_inputs(args.inputs)
+    args.output_file = names_a_file(args.output, args.inputs, args.format)
+    form = format_named(args.output.suffix) if args.output_file else args.format
+    if args.quality and form not in LOSSY_FORMATS:
+        raise UserError("--quality is for JPEG, WebP and AVIF: give --format jpg, webp or avif too")
+    if form in FORMATS:
+        check_format(form)
+    folder = args.output.parent if args.output_file else args.output
+    files = find_inputs(args.inputs, args.recursive, folder)
     network = load_network(args.weights)
     if args.blend is not None:
         network = blend_networks(load_network(args.blend_with), network, args.blend)
     device = pick_device(args.device)
     network = for_inference(network, device, pick_dtype(args.precision, device))
     try:
-        args.output.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {args.output}: {error.strerror}") from None
-    written, failed = set(), 0
-    for path in tqdm(files, unit="file", disable=None if len(files) > 1 else True):
+    written, failed, skipped = set(), 0, 0
+    for path, place in tqdm(files.items(), unit="file", disable=None if len(files) > 1 else True):
         try:
             with memory_errors(path):
-                upscale_file(path, network, args, written)
-        except UserError as error:
+                done = upscale_file(path, place, network, args, written)
+            skipped += not done
+            if not done and len(files) == 1:
+                print(f"{path}: skipped, its result exists")
+        except (UserError, OSError) as error:
+            if not isinstance(error, UserError):  # of the file system
+                error = UserError(f"{path}: {error.strerror or error}")
             if len(files) == 1:
-                raise
+                raise error from None
             failed += 1
             print(f"error: {error}", file=sys.stderr)
     if len(files) > 1:
-        print(f"{len(files) - failed} of {len(files)} files upscaled, into {args.output}")
+        told = f", {skipped} skipped: their results exist" if skipped else ""
+        print(f"{len(files) - failed - skipped} of {len(files)} files upscaled, into {args.output}{told}")
     if failed:
         sys.exit(2)
 

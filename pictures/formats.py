@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageSequence, PngImagePlugin
+from PIL import Image, ImageCms, ImageSequence, PngImagePlugin, features
 
 from devices import is_out_of_memory
 from pictures.deep import deep_pixels, turned, write_deep
@@ -22,10 +22,11 @@ from pictures.pixels import deep_gray, orientation_of, upright
 from utils import ImageError, UserError, atomic_write
 
 # The endings by which a file's format is chosen, and the formats that hold 16 bits or several frames.
-FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp", "gif": ".gif"}
-DEEP_FORMATS, ANIMATED_FORMATS = {"png", "tiff"}, {"gif", "webp", "png"}
+FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "avif": ".avif", "tiff": ".tif", "bmp": ".bmp", "gif": ".gif"}
+OTHER_ENDINGS = {".jpeg": "jpg", ".jpe": "jpg", ".jfif": "jpg", ".tiff": "tiff", ".apng": "png"}
+DEEP_FORMATS, ANIMATED_FORMATS = {"png", "tiff"}, {"gif", "webp", "png", "avif"}
 LOSSLESS_INPUTS = {"PNG": "png", "BMP": "bmp", "TIFF": "tiff"}  # which keep their format by default
-ANIMATED_INPUTS = {"GIF": "gif", "WEBP": "webp", "PNG": "png"}
+ANIMATED_INPUTS = {"GIF": "gif", "WEBP": "webp", "PNG": "png", "AVIF": "avif"}
 
 # Tags of EXIF, which is a TIFF without pixels, that tell how pixels lie in the file: the size, compression, strips, tiles,
 # samples, palette, thumbnail. A TIFF has them all, some phones write a few, and none is true of the result.
@@ -203,13 +204,21 @@ def fill_transparent(frame) -> np.ndarray:
     return frame.rgb[rows, columns]
 
 
-def write_picture(path, picture):
+def check_format(form):
+    """Raises UserError if this Pillow cannot write a format, which may be AVIF's case."""
+    if form == "avif" and ("avif" not in features.modules or not features.check("avif")):
+        raise UserError("AVIF is written by Pillow 11.3 or newer: pip install -U pillow")
+
+
+def write_picture(path, picture, quality=None):
     """Write a picture in the format of the path's ending, whole or not at all, with its metadata as far as the format has it.
 
+    `quality`, 1 to 100, is of JPEG (default: 95), WebP (without it, WebP is lossless) and AVIF (default: 90).
     Raises UserError for what the format cannot hold (an animation, a side of over 65,535 pixels in a JPEG).
     """
     path = Path(path)
-    form = next(key for key, ending in FORMATS.items() if ending == path.suffix)
+    form = ({ending: key for key, ending in FORMATS.items()} | OTHER_ENDINGS)[path.suffix.lower()]
+    check_format(form)
     if picture.count > 1 and form not in ANIMATED_FORMATS:
         raise UserError(f"{path}: {form} holds no animation; give --format gif, webp or png")
     frames, info = iter(picture.frames), dict(picture.info)
@@ -221,14 +230,14 @@ def write_picture(path, picture):
             if first.rgb.dtype == np.uint16 and form in DEEP_FORMATS and picture.count == 1:
                 write_deep(file, form, first.rgb, first.alpha, picture.gray, info)
             else:
-                _write_shallow(file, form, first, frames, picture, info)
+                _write_shallow(file, form, first, frames, picture, info, quality)
     except (ValueError, SystemError, OverflowError, RuntimeError, struct.error) as error:
         if is_out_of_memory(error):
             raise
         raise UserError(f"{path}: cannot be written as {form}: {error}") from None
 
 
-def _write_shallow(file, form, first, frames, picture, info):
+def _write_shallow(file, form, first, frames, picture, info, quality):
     """Write the first and the other frames with 8 bits a channel."""
     options = {key: info[key] for key in ("icc_profile", "dpi", "exif") if key in info}
     if form == "png":
@@ -237,9 +246,11 @@ def _write_shallow(file, form, first, frames, picture, info):
         for key, value in info.get("text", {}).items():
             options["pnginfo"].add_itxt(key, value)
     if form == "jpg":
-        options |= {"quality": 95, "subsampling": 0}
+        options |= {"quality": quality or 95, "subsampling": 0}
     if form == "webp":
-        options["lossless"] = True
+        options |= {"quality": quality} if quality else {"lossless": True}
+    if form == "avif":
+        options |= {"quality": quality or 90, "subsampling": "4:4:4"}
     if form == "gif":
         options = {}
     durations = [first.duration]

@@ -1,5 +1,12 @@
-"""Upscaling a video: frame by frame, with its frame rate, its colours and its sound, through PyAV (an optional package)."""
+"""Upscaling a video: frame by frame, with its times, its colours, its sound and its words, through PyAV (an optional package).
 
+What cannot be decoded is left out and counted, times are made to rise as by FFmpeg itself, what MP4 does not hold is named.
+"""
+
+import contextlib
+import heapq
+import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +18,41 @@ MP4_SOUND = {"aac", "ac3", "alac", "eac3", "flac", "mp2", "mp3", "opus"}
 BT601, BT709, UNSPECIFIED = 5, 1, 2  # matrices between RGB and YUV, by their numbers in the standards (ITU-T H.273)
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"}
 VIDEO_SUFFIXES |= {".ts", ".mts", ".flv", ".wmv", ".3gp"}
+OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder"}  # metadata that is not true of the result
+REORDERED = 16  # frames: the furthest that H.264 may show a frame from its place in the file
+JUMP = 0.5  # seconds: times that go back so far begin anew, as where recordings were joined
 
 
-def upscale_video(source, target, upscale_rgb) -> int:
-    """Write `source` to the MP4 file `target` with each frame passed through `upscale_rgb` ((H, W, 3) uint8 to the same).
+def upscale_video(source, target, upscale_rgb, remarks=None) -> int:
+    """Write `source` to the MP4 file `target` with each frame passed through `upscale_rgb`.
 
+    That takes (H, W, 3) uint8, or uint16 if the video has more than 8 bits and the encoder keeps 10, and returns the same.
     Frames are streamed, so memory does not grow with the length; they are turned upright, which a phone leaves to the
-    player. Times are kept, and the sound is copied. Returns the number of frames. Raises ImageError for a file that is no
-    video, UserError without the package av; then no file is left.
+    player. Times are kept as far as they rise, and the sound is copied. Returns the number of frames; what was lost or
+    changed on the way is appended to the list `remarks`. Ctrl-C leaves what is done as a video of its own, TARGET_part.mp4.
+    Raises ImageError for a file that is no video, UserError without the package av; then no file is left.
     """
     try:
         import av
     except ImportError:
         raise UserError("video needs the package av: pip install av") from None
     source, target = Path(source), Path(target)
+    if source.exists() and not source.is_file():
+        raise ImageError(f"{source}: cannot be read as a video (it is no file)")  # a named pipe would be waited for
     temporary = target.with_name(f".{target.stem[:40]}.part.mp4")
+    remarks = [] if remarks is None else remarks
     try:
-        with av.open(str(source)) as reader, av.open(str(temporary), "w") as writer:
-            count = _copy(av, reader, writer, upscale_rgb)
+        # (absolute paths, or FFmpeg would take what is before a colon for a protocol)
+        with av.open(os.path.abspath(source)) as reader, av.open(os.path.abspath(temporary), "w") as writer:
+            count, stopped = _copy(av, reader, writer, upscale_rgb, remarks)
+        if stopped:
+            if count:
+                part = target.with_name(f"{target.stem}_part.mp4")
+                if len(os.fsencode(part.name)) > 255:
+                    part = target.with_name(f"{target.stem[:60]}_part.mp4")
+                temporary.replace(part)
+                print(f"{source}: interrupted; its first {count} frames are in {part}")
+            raise KeyboardInterrupt
         temporary.replace(target)
     except (av.error.FFmpegError, OSError, IndexError, ValueError) as error:
         raise ImageError(f"{source}: cannot be read or written as a video ({error})") from None
@@ -37,10 +61,11 @@ def upscale_video(source, target, upscale_rgb) -> int:
     return count
 
 
-def _upright_rgb(frame):
-    """The frame as (H, W, 3) uint8. Where it does not tell its matrix, that is the usual one of its size."""
+def _upright_rgb(frame, deep, rotation):
+    """The frame as (H, W, 3) uint8, or uint16 if `deep`. If it does not tell its matrix, that is the usual one of its size."""
     matrix = frame.colorspace if frame.colorspace != UNSPECIFIED else BT709 if frame.height >= 720 else BT601
-    return np.rot90(frame.reformat(format="rgb24", src_colorspace=matrix).to_ndarray(), round(frame.rotation / 90))
+    pixels = frame.reformat(format="rgb48le" if deep else "rgb24", src_colorspace=matrix).to_ndarray()
+    return np.rot90(pixels, round(rotation / 90))
 
 
 def _tag_colours(encoder, frame):
@@ -49,64 +74,249 @@ def _tag_colours(encoder, frame):
     encoder.color_primaries, encoder.color_trc = frame.color_primaries, frame.color_trc
 
 
-class _Sound:
-    """The sound of the result: that of the source as it is, or as AAC where MP4 does not hold it."""
+class _Track:
+    """A sound track of the result, or subtitles: as they are, or sound as AAC where MP4 does not hold it."""
 
     def __init__(self, writer, source):
-        self.copied = source.codec_context.codec.canonical_name in MP4_SOUND
+        context = source.codec_context
+        self.copied, self.last = source.type != "audio" or context.codec.canonical_name in MP4_SOUND, None
         if self.copied:
             self.stream = writer.add_stream_from_template(source)
         else:
-            layout = "mono" if source.codec_context.layout.nb_channels == 1 else "stereo"  # AVI does not name its own
+            layout = "mono" if context.layout.nb_channels == 1 else "stereo"  # AVI does not name its own
             self.stream = writer.add_stream("aac", rate=source.rate, layout=layout)
+        self.stream.metadata.update(_words(source))
 
     def packets(self, packet) -> list:
         """What a packet of the source becomes; the last, which is empty, brings out what is left."""
         if not self.copied:
             packets = [result for frame in packet.decode() for result in self.stream.encode(frame)]
-            return packets + (list(self.stream.encode()) if packet.dts is None else [])
-        packet.stream = self.stream
-        return [packet] if packet.dts is not None else []
+            return packets + ([] if packet.size else list(self.stream.encode()))
+        if not packet.size:
+            return []
+        if packet.dts is None:
+            packet.dts = packet.pts if packet.pts is not None else (self.last or 0) + 1
+        if self.last is not None and packet.dts <= self.last:
+            packet.dts, packet.pts = self.last + 1, max(packet.pts or 0, self.last + 1)
+        self.last, packet.stream = packet.dts, self.stream
+        return [packet]
 
 
-def _copy(av, reader, writer, upscale_rgb):
-    """Upscale the first video stream of `reader` into `writer`, with its first sound stream."""
-    video_in = reader.streams.video[0]
-    sound_in = reader.streams.audio[0] if reader.streams.audio else None
-    video_out, count = None, 0
-    sound = _Sound(writer, sound_in) if sound_in else None
-    rate = video_in.average_rate or video_in.guessed_rate
-    bar = tqdm(total=video_in.frames or None, unit="frame", leave=False, disable=None)
+def _words(stream):
+    """The title and the language of a stream, which MP4 holds."""
+    return {key: stream.metadata[key] for key in ("language", "title") if stream.metadata.get(key, "und") != "und"}
+
+
+def _tracks(writer, reader, video, remarks):
+    """{stream: its track} of all that MP4 holds beside the picture; the rest is named in one remark."""
+    tracks, dropped = {}, Counter()
+    for stream in reader.streams:
+        codec = getattr(stream.codec_context, "name", None)
+        if stream.type == "audio" and codec or stream.type == "subtitle" and codec == "mov_text":
+            tracks[stream] = _Track(writer, stream)
+        elif stream != video:
+            dropped[f"{stream.type} ({codec})" if codec else stream.type] += 1
+    if dropped:
+        remarks.append("dropped, since MP4 does not hold it here: " + ", ".join(f"{n} {what}" for what, n in dropped.items()))
+    writer.metadata.update({key: value for key, value in reader.metadata.items() if key.lower() not in OF_THE_FILE})
+    if chapters := reader.chapters():
+        writer.set_chapters(chapters)
+    return tracks
+
+
+class _Clock:
+    """Times of packets that go on where those of a file begin anew, by the same for picture and sound."""
+
+    def __init__(self):
+        self.offsets = [0]  # seconds, of each stretch of the file
+        self.stretch, self.last, self.end = {}, {}, 0
+
+    def set(self, packet):
+        if packet.dts is None:
+            return
+        stream, time = packet.stream, float(packet.dts * packet.time_base)
+        number = self.stretch.get(stream, 0)
+        if time < self.last.get(stream, time) - JUMP:
+            number += 1
+            if number == len(self.offsets):
+                self.offsets.append(self.end - time)
+        self.stretch[stream], self.last[stream] = number, time
+        ticks = round(self.offsets[number] / packet.time_base)
+        packet.dts += ticks
+        if packet.pts is not None:
+            packet.pts += ticks
+        time = packet.dts if packet.pts is None else packet.pts
+        self.end = max(self.end, float((time + (packet.duration or 0)) * packet.time_base))
+
+
+def _packets(av, reader, streams, faults):
+    """The packets of the streams, with times that go on; a file that breaks off is counted."""
+    clock = _Clock()
+    try:
+        for packet in reader.demux(*streams):
+            clock.set(packet)
+            yield packet
+        start, length = ((value or 0) / av.time_base for value in (reader.start_time, reader.duration))
+        faults["end"] += clock.end < start + length - 0.3  # seconds, of which the last frame may be silent
+    except av.error.FFmpegError:
+        faults["end"] += 1
+
+
+def _decoded(av, packet, faults):
+    """The frames of a packet; packets are counted, and those of them that cannot be decoded."""
+    faults["sent"] += packet.size > 0
+    try:
+        return packet.decode()
+    except av.error.EOFError:
+        return []
+    except av.error.FFmpegError:
+        faults["packets"] += 1
+        return []
+
+
+class _Ordered:
+    """Frames with times that rise: as their decoder brings them, with their own times sorted, which AVI confuses."""
+
+    def __init__(self, reordered):
+        self.window = REORDERED if reordered else 0
+        self.frames, self.times, self.last, self.step = [], [], None, 1
+
+    def add(self, frame, step):
+        """The frames that are ready when this one has come; `step` is the usual time between two, in its units."""
+        self.step = step
+        time = frame.pts if frame.pts is not None else frame.dts
+        if time is None:
+            time = max([*self.times, -step if self.last is None else self.last]) + step
+        heapq.heappush(self.times, time)
+        self.frames.append(frame)
+        return self.rest(self.window)
+
+    def rest(self, window=0):
+        while len(self.frames) > window:
+            frame, time = self.frames.pop(0), heapq.heappop(self.times)
+            frame.pts = self.last = time if self.last is None or time > self.last else self.last + 1
+            yield frame
+
+
+class _Woven:
+    """Frames without the comb of interlaced video, by FFmpeg's bwdif, from the first on that says that it is interlaced."""
+
+    def __init__(self, av, stream):
+        self.av, self.stream, self.graph, self.combed = av, stream, None, False
+
+    def frames(self, frame):
+        """What comes out for a frame, or for None at the end."""
+        if self.graph is None:
+            if frame is None or not frame.interlaced_frame or "bwdif" not in self.av.filter.filters_available:
+                self.combed |= frame is not None and frame.interlaced_frame
+                return [] if frame is None else [frame]
+            self.graph = self.av.filter.Graph()
+            source, sink = self.graph.add_buffer(template=self.stream), self.graph.add("buffersink")
+            bwdif = self.graph.add("bwdif", "mode=send_frame:deint=interlaced")
+            source.link_to(bwdif)
+            bwdif.link_to(sink)
+            self.graph.configure()
+        self.graph.push(frame)
+        found = []
+        with contextlib.suppress(BlockingIOError, self.av.error.EOFError):
+            while True:
+                found.append(self.graph.pull())
+        return found
+
+
+class _Picture:
+    """The encoder of the frames, made when the first has told the size."""
+
+    def __init__(self, av, writer, source, upscale_rgb, remarks):
+        self.av, self.writer, self.source, self.upscale_rgb = av, writer, source, upscale_rgb
+        self.stream, self.count, self.rotation = None, 0, 0
+        formats = {form.name for form in av.codec.Codec("libx264", "w").video_formats}
+        bits = max((part.bits for part in source.format.components), default=8) if source.format else 8
+        self.deep = bits > 8 and "yuv420p10le" in formats
+        if bits > 8 and (bits > 10 or not self.deep):
+            remarks.append(f"of its {bits} bits a channel, {10 if self.deep else 8} are kept")
+        self.format = "yuv420p10le" if self.deep else "yuv420p"
+
+    def add(self, frame):
+        """Upscale and write a frame."""
+        pixels = self.upscale_rgb(_upright_rgb(frame, self.deep, self.rotation))
+        # yuv420p halves the colours' resolution, so it needs even sides: a last row or column may go
+        pixels = pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2]
+        if self.stream is None:
+            self._start(pixels, frame)
+        result = self.av.VideoFrame.from_ndarray(pixels.copy(), format="rgb48le" if self.deep else "rgb24")
+        result = result.reformat(format=self.format, dst_colorspace=BT709)
+        result.pts, result.time_base = frame.pts, frame.time_base
+        self.writer.mux(self.stream.encode(result))
+        self.count += 1
+
+    def _start(self, pixels, frame):
+        rate = self.source.average_rate or self.source.guessed_rate
+        self.stream = stream = self.writer.add_stream("libx264", rate=rate, options={"crf": "17"})
+        stream.height, stream.width = pixels.shape[:2]
+        stream.pix_fmt = self.format
+        stream.codec_context.time_base = self.source.time_base  # frames need not come at a steady rate
+        aspect = self.source.sample_aspect_ratio  # of a pixel
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = 1 / aspect if self.rotation % 180 else aspect
+        stream.metadata.update(_words(self.source))
+        _tag_colours(stream.codec_context, frame)
+
+
+def _copy(av, reader, writer, upscale_rgb, remarks):
+    """Upscale the main video stream of `reader` into `writer`, with its sound; returns (frames, whether Ctrl-C stopped it)."""
+    video, faults, stopped = reader.streams.best("video"), Counter(), False  # which is no cover
+    if video is None:
+        raise ValueError("no picture in it")
+    tracks = _tracks(writer, reader, video, remarks)
+    picture, woven = _Picture(av, writer, video, upscale_rgb, remarks), _Woven(av, video)
+    ordered = _Ordered(video.codec_context.has_b_frames)
+    rate = video.average_rate or video.guessed_rate or 25
+    bar = tqdm(total=video.frames or None, unit="frame", leave=False, disable=None)
+
+    def show(frame):
+        for whole in woven.frames(frame):
+            picture.add(whole)
+            bar.update()
+
     # The sound waits in `packets` until the first frame has told the size, since a stream must be whole before it is used.
     packets = []
-    for packet in reader.demux(*(stream for stream in (video_in, sound_in) if stream)):
-        if packet.stream is sound_in:
-            packets += sound.packets(packet)
-        else:
-            for frame in packet.decode():
-                pixels = upscale_rgb(_upright_rgb(frame))
-                # yuv420p halves the colours' resolution, so it needs even sides: a last row or column may go
-                pixels = pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2]
-                if video_out is None:
-                    video_out = writer.add_stream("libx264", rate=rate, options={"crf": "17"})
-                    video_out.height, video_out.width = pixels.shape[:2]
-                    video_out.pix_fmt = "yuv420p"
-                    video_out.codec_context.time_base = video_in.time_base  # frames need not come at a steady rate
-                    aspect = video_in.sample_aspect_ratio  # of a pixel
-                    if aspect:
-                        video_out.codec_context.sample_aspect_ratio = 1 / aspect if frame.rotation % 180 else aspect
-                    _tag_colours(video_out.codec_context, frame)
-                result = av.VideoFrame.from_ndarray(pixels.copy(), format="rgb24")
-                result = result.reformat(format="yuv420p", dst_colorspace=BT709)
-                result.pts, result.time_base = frame.pts, frame.time_base
-                writer.mux(video_out.encode(result))
-                count += 1
-                bar.update()
-        if video_out is not None:
-            writer.mux(packets)
-            packets = []
+    try:
+        for packet in _packets(av, reader, [video, *tracks], faults):
+            if packet.stream in tracks:
+                try:
+                    packets += tracks[packet.stream].packets(packet)
+                except av.error.InvalidDataError:
+                    faults["sound"] += 1
+            else:
+                for frame in _decoded(av, packet, faults):
+                    picture.rotation = frame.rotation  # the filter may not carry it
+                    for ready in ordered.add(frame, round(1 / (rate * frame.time_base)) or 1):
+                        show(ready)
+            if picture.count:
+                writer.mux(packets)
+                packets = []
+        for ready in ordered.rest():
+            show(ready)
+        show(None)
+    except KeyboardInterrupt:
+        stopped = True
     bar.close()
-    if video_out is None:
+    if picture.stream is None:
+        if stopped:
+            raise KeyboardInterrupt
         raise ValueError("no frame in it")
-    writer.mux(video_out.encode())
-    return count
+    writer.mux(picture.stream.encode())
+    writer.mux(packets)
+    if faults["packets"]:
+        lost = max(faults["packets"], faults["sent"] - picture.count)  # with those that needed them
+        remarks.append(f"{faults['packets']} damaged packets of the picture could not be decoded: {lost} frames are left out")
+    if faults["sound"]:
+        remarks.append(f"{faults['sound']} damaged packets of the sound could not be decoded and are silent")
+    if faults["end"]:
+        remarks.append("the file ends before its time: it has been read as far as it goes")
+    if woven.graph:
+        remarks.append("interlaced: the two fields of each frame have become one picture (bwdif)")
+    if woven.combed:
+        remarks.append("interlaced, and left so, since this FFmpeg lacks bwdif: expect combs where something moves")
+    return picture.count, stopped

@@ -430,3 +430,295 @@ def test_test_py_goes_on_after_bad_files(zoo, call, weights, tmp_path):
     for key in good:
         (path,) = (path for path in written if path.stem == f"{zoo[key].path.stem}_x4")
         assert_upscaled(path, zoo[key], weights)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batches
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def batch(call, weights, tmp_path):
+    """Run test.py on paths below `tmp_path`, into out: a Result."""
+
+    def run(*words):
+        output = [] if "--output" in words else ["--output", "out"]
+        return call("test", *words, *output, "--weights", weights, "--device=cpu", "--precision=fp32")
+
+    return run
+
+
+def photo(path, size=(8, 6), **options):
+    """A small photograph under a name, in its format."""
+    from skimage import data
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(data.astronaut()).resize(size).save(path, **options)
+    return path
+
+
+def names_in(folder):
+    """The files below a folder, sorted."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_folders_in_folders_keep_their_structure(batch, tmp_path):
+    for name in ("a.png", "b/a.png", "b/c d/é.png", "b/.hidden/x.png"):
+        photo(tmp_path / "in" / name)
+    (tmp_path / "in/empty").mkdir()
+    (tmp_path / "in/b/above").symlink_to(tmp_path / "in")
+    result = batch("in")
+    assert result.status == 0 and names_in(tmp_path / "out") == ["a_x4.png"]
+    assert "2 in folders (see --recursive)" in result.out
+    result = batch("in", "--recursive", "--skip-existing")
+    assert result.status == 0 and "3 of 4 files upscaled, into out, 1 skipped" in result.out, result
+    assert names_in(tmp_path / "out") == ["a_x4.png", "b/.hidden/x_x4.png", "b/a_x4.png", "b/c d/é_x4.png"]
+
+
+def test_a_batch_goes_on_where_it_stopped(batch, tmp_path):
+    for name in ("a.png", "b.jpg", "c.bmp"):
+        photo(tmp_path / "in" / name)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/b_x4.png").write_bytes(b"whole")
+    assert batch("in").status == 2
+    result = batch("in", "--skip-existing")
+    assert result.status == 0 and "0 of 3 files upscaled, into out, 3 skipped" in result.out, result
+    assert (tmp_path / "out/b_x4.png").read_bytes() == b"whole"
+    result = batch("in/a.png", "--skip-existing")
+    assert result.status == 0 and "skipped" in result.out
+    (tmp_path / "in/bad.png").write_bytes(b"")
+    assert batch("in", "--skip-existing").status == 2  # it is still an error
+    assert batch("in", "--skip-existing", "--overwrite").status == 2
+    (tmp_path / "out/a_x4.png").unlink()
+    assert batch("in/a.png", "--skip-existing").status == 0 and (tmp_path / "out/a_x4.png").stat().st_size > 100
+    # A batch that stopped between a result and its comparison
+    result = batch("in/a.png", "--skip-existing", "--compare")
+    assert result.status == 0 and (tmp_path / "out/a_x4_compare.html").exists(), result
+
+
+@pytest.mark.parametrize("output", ["in", "in/out", "in/b/results"])
+def test_results_are_not_enlarged_again(output, batch, tmp_path):
+    sources = ["a.png", "b/c.jpg", "b/" + "n" * 248 + ".png", "d.png", "d.bmp", "lone_x4.png"]
+    for name in sources:
+        photo(tmp_path / "in" / name)
+    first = batch("in", "--recursive", "--compare", "--output", output)
+    assert first.status == 0 and "6 of 6 files" in first.out, first
+    for flags in (["--outscale", 2], ["--format", "webp"], []):
+        result = batch("in", "--recursive", "--skip-existing", "--output", output, *flags)
+        assert result.status == 0 and "of 6 files" in result.out, result
+    assert "0 of 6 files" in result.out
+    assert not [name for name in names_in(tmp_path / "in") if "_x4_x" in name and "lone" not in name]
+    result = batch("in", "--recursive", "--output", "elsewhere")
+    assert result.status == 0 and "6 of 6 files" in result.out and "results of earlier calls" in result.out, result
+    assert len(names_in(tmp_path / "elsewhere")) == 6
+
+
+def test_a_result_given_by_name_is_enlarged_again(batch, tmp_path):
+    photo(tmp_path / "in/a.png")
+    assert batch("in", "--output", "in").status == 0
+    assert batch("in/a_x4.png", "--output", "in").status == 0
+    assert names_in(tmp_path / "in") == ["a.png", "a_x4.png", "a_x4_x4.png"]
+
+
+def test_files_of_one_stem_all_get_a_result(batch, tmp_path):
+    for name in ("a.jpg", "a.png", "b.png", "B.jpg", "c.png", "c.jpg", "c.jpg.png", "e.png", "e.gif"):
+        photo(tmp_path / "in" / name)
+    (tmp_path / "in/b.bmp").mkdir()
+    result = batch("in/a.jpg")
+    assert result.status == 0 and names_in(tmp_path / "out") == ["a.jpg_x4.png"] and "another a is beside it" in result.out
+    result = batch("in", "--skip-existing")
+    assert result.status == 0 and "8 of 9 files upscaled, into out, 1 skipped" in result.out, result
+    assert len({name.lower() for name in names_in(tmp_path / "out")}) == 9
+    assert batch("in/c.jpg", "in/e.gif", "in/c.jpg.png", "--skip-existing").out.count(", 3 skipped") == 1
+
+
+def test_pictures_of_two_folders_do_not_replace_each_other(batch, tmp_path):
+    photo(tmp_path / "in/a.png"), photo(tmp_path / "other/a.png")
+    for _ in range(2):
+        result = batch("in", "other", "in/a.png", "--skip-existing")
+        assert result.status == 2 and result.err.count("\n") == 1 and "other/a.png" in result.err, result
+
+
+@pytest.mark.parametrize("name", ["r.png", "r.JPEG", "deep/er/r.tiff", "r.webp", "x_x4.jpg"])
+def test_output_may_be_a_file(name, batch, tmp_path):
+    photo(tmp_path / "in/a.png")
+    assert batch("in/a.png", "--output", name).status == 0
+    with Image.open(tmp_path / name) as image:
+        assert image.size == (32, 24) and image.format == {"jpeg": "JPEG", "jpg": "JPEG"}.get(
+            name.split(".")[1].lower(), image.format
+        )
+        assert image.format.lower()[:3] == name.split(".")[1].lower()[:3].replace("jpg", "jpe")
+    assert names_in(tmp_path) == sorted(["in/a.png", name])
+    assert batch("in/a.png", "--output", name).status == 2
+    result = batch("in/a.png", "--output", name, "--overwrite", "--compare")
+    assert result.status == 0 and (tmp_path / name).with_name(f"{Path(name).stem}_compare.png").exists(), result
+
+
+def test_output_that_cannot_be_the_result_is_refused(batch, tmp_path):
+    photo(tmp_path / "in/a.png"), photo(tmp_path / "in/b.png")
+    for words in (
+        ["in", "--output", "r.png"],
+        ["in/a.png", "in/b.png", "--output", "r.png"],
+        ["in/a.png", "--output", "r.mp4"],
+    ):
+        result = batch(*words)
+        assert result.status == 2 and result.err.count("\n") == 1, result
+    for words in (["--output", "r.png", "--format", "webp"], ["--output", "r.jp2"], ["--output", "r.png", "--quality", "9"]):
+        result = batch("in/a.png", *words)
+        assert result.status == 2 and result.err.count("\n") == 1, result
+    assert names_in(tmp_path) == ["in/a.png", "in/b.png"]
+    (tmp_path / "r.png").mkdir()  # a folder that is there stays one
+    assert batch("in", "--output", "r.png").status == 0 and len(names_in(tmp_path / "r.png")) == 2
+
+
+@pytest.mark.parametrize("form, ending", [("jpeg", ".jpg"), ("WebP", ".webp"), ("AVIF", ".avif"), ("JPG", ".jpg")])
+def test_quality_is_that_of_the_file(form, ending, batch, tmp_path):
+    from PIL import features
+
+    if form == "AVIF" and not features.check("avif"):
+        pytest.skip("a Pillow without AVIF")
+    photo(tmp_path / "a.png", size=(40, 32))
+    sizes = []
+    for quality in (10, 50, 95):
+        assert batch("a.png", "--format", form, "--quality", quality, "--overwrite").status == 0
+        sizes.append((tmp_path / f"out/a_x4{ending}").stat().st_size)
+    assert sizes == sorted(set(sizes))
+    assert batch("a.png", "--format", form, "--overwrite").status == 0
+    for wrong in (0, 101, "best"):
+        assert batch("a.png", "--format", form, "--quality", wrong).status == 2
+    for other in ([], ["--format", "png"], ["--format", "tif"]):
+        assert "--quality is for" in batch("a.png", "--quality", 50, *other).err
+
+
+def test_avif_keeps_transparency_and_frames_or_says_what_it_needs(batch, tmp_path, monkeypatch):
+    from PIL import features
+
+    photo(tmp_path / "a.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "modules", {})  # as before 11.3
+        for words in (["--format", "avif"], ["--output", "a.avif"]):
+            result = batch("a.png", *words)
+            assert result.status == 2 and "Pillow 11.3" in result.err and not names_in(tmp_path / "out"), result
+    if not features.check("avif"):
+        pytest.skip("a Pillow without AVIF")
+    image = Image.open(tmp_path / "a.png").convert("RGBA")
+    image.putalpha(Image.fromarray(np.tile(np.repeat([0, 255], 4).astype(np.uint8), (6, 1))))
+    image.save(tmp_path / "b.png")
+    image.save(tmp_path / "c.gif", save_all=True, append_images=[image.rotate(180), image.rotate(90)], duration=[40, 80, 120])
+    assert batch("b.png", "c.gif", "--format", "avif").status == 0
+    with Image.open(tmp_path / "out/b_x4.avif") as result:
+        assert np.asarray(result)[..., 3].min() < 10 and np.asarray(result)[..., 3].max() > 245
+    assert batch("out/c_x4.avif").status == 0
+    for name in ("c_x4.avif", "c_x4_x4.avif"):
+        with Image.open(tmp_path / "out" / name) as result:
+            assert result.n_frames == 3
+
+
+def test_whatever_is_wrong_with_a_path_is_its_own_error(batch, tmp_path, monkeypatch):
+    photo(tmp_path / "in/a.png"), (tmp_path / "empty").mkdir(), (tmp_path / "locked").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    real, scandir = os.listdir, os.scandir
+
+    def locked(function, path="."):  # for root, too
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return function(path)
+
+    monkeypatch.setattr(os, "listdir", lambda path=".": locked(real, path))
+    monkeypatch.setattr(os, "scandir", lambda path=".": locked(scandir, path))
+    bad = ["empty", "locked", "loop", "missing.png", "missing/a.png", "n" * 300, "n" * 300 + ".png", "in/a.png/b.png"]
+    result = batch(*bad[:4], "in", *bad[4:])
+    assert result.status == 2 and len(result.err.splitlines()) == len(bad), result
+    assert all(path in line for path, line in zip(bad, result.err.splitlines())), result
+    assert "locked: Permission denied" in result.err and "1 of 9 files upscaled" in result.out, result
+    for path in bad:  # alone, too
+        result = batch(path)
+        assert result.status == 2 and result.err.count("\n") == 1 and path in result.err, result
+    assert batch("in", "locked", "--recursive", "--overwrite").out.splitlines()[-1].startswith("1 of 2 files")
+    (tmp_path / "in/locked").mkdir()
+    result = batch("in", "--recursive", "--overwrite")
+    assert result.status == 2 and "1 of 2 files" in result.out and "in/locked: Permission denied" in result.err, result
+
+
+def test_long_names_get_results_of_shorter_ones(batch, tmp_path):
+    alike = "写" * 81  # 243 bytes
+    names = ["n" * 251, "m" * 249, "m" * 235, f"{alike}abcdef", f"{alike}abcdeg", "é" * 125, os.fsdecode(b"\xe9" * 250)]
+    for name in names:
+        photo(tmp_path / "in/a.png").rename(tmp_path / "in" / f"{name}.png")
+    for _ in range(2):
+        result = batch("in", "--overwrite")
+        assert result.status == 0 and "7 of 7 files" in result.out, result
+        assert result.out.count("its name is shortened") == 6  # not that of 235 letters
+        results = names_in(tmp_path / "out")
+        assert len(results) == 7 and all(name.endswith("_x4.png") for name in results)
+    result = batch("in", "--compare", "--skip-existing")
+    assert result.status == 0 and len(names_in(tmp_path / "out")) == 21, result
+    photo(tmp_path / "in/a.png").rename(tmp_path / f"in/{names[0]}.bmp")
+    assert batch("in", "--output", "two").status == 0 and len(names_in(tmp_path / "two")) == 8
+
+
+def test_what_cannot_be_written_is_the_error_of_its_file(batch, tmp_path):
+    for name in ("a.png", "b/c.png", "d.png"):
+        photo(tmp_path / "in" / name)
+    (tmp_path / "out/d_x4.png").mkdir(parents=True)
+    (tmp_path / "out/b").write_text("a file where a folder is to be")
+    result = batch("in", "--recursive")
+    assert result.status == 2 and len(result.err.splitlines()) == 2 and "1 of 3 files upscaled" in result.out, result
+    assert "d.png" in result.err and "c.png" in result.err and names_in(tmp_path / "out") == ["a_x4.png", "b"]
+
+
+def test_what_a_folder_holds_besides_is_counted_in_one_line(batch, tmp_path):
+    photo(tmp_path / "in/a.png")
+    for name in ("b.txt", "c.TXT", "d.cr2", "e.jxl", "README", ".DS_Store", "._a.png", "folder/f.txt", "folder/g.psd"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    result = batch("in")
+    [line] = [line for line in result.out.splitlines() if "left out" in line]
+    assert result.status == 0 and line.startswith("in: left out: "), result
+    counted = line.removeprefix("in: left out: ").split(", ")
+    assert sorted(counted) == ["1 .cr2", "1 .jxl", "1 in folders (see --recursive)", "1 without an ending", "2 .txt"]
+    result = batch("in", "--recursive", "--overwrite")
+    assert "1 .psd" in result.out and "3 .txt" in result.out and result.out.count("left out") == 1 and not result.err, result
+    assert "left out" not in batch("in/a.png", "--overwrite").out
+    shutil.rmtree(tmp_path / "in/folder")
+    (tmp_path / "in/a.png").unlink()
+    result = batch("in")
+    assert result.status == 2 and "1 .jxl" in result.out and "no images or videos" in result.err, result
+
+
+def test_a_batch_of_fifty_odd_files(zoo, batch, tmp_path):
+    folder, good, bad = tmp_path / "in", set(), set()
+    for key in [*WHOLE, *NAMES, "animated_gif", *TINY, *BROKEN]:
+        if key in zoo and key not in ("folder", "long_thin"):
+            (bad if key in BROKEN else good).add(folder_with(zoo[key], folder).name)
+    for name, size in (("wide.png", (700, 1)), ("tall.bmp", (1, 600)), ("one.gif", (1, 1)), ("two.webp", (2, 1))):
+        good.add(photo(folder / name, size).name)
+    for name, form in (("really_a_gif.png", "GIF"), ("really_a_png.jpg", "PNG"), ("really_a_jpeg.tif", "JPEG")):
+        good.add(photo(folder / name, format=form).name)
+    for name in ("l" * 250 + ".png", os.fsdecode(b"\xff\xfe.png"), "-dash.png", "a%20b?*.png", "plain.jpg", "tab\t.png"):
+        good.add(photo(folder / name).name)
+    webp = photo(folder / "w.webp", (40, 32)).read_bytes()
+    bmp = photo(folder / "w.bmp", (40, 32)).read_bytes()
+    (folder / "w.webp").write_bytes(webp[: len(webp) // 2])
+    (folder / "w.bmp").write_bytes(bmp[: len(bmp) // 2])
+    (folder / "html.gif").write_text("<html>404</html>")
+    (folder / "zeros.tif").write_bytes(bytes(4096))
+    (folder / "empty.mp4").touch()
+    (folder / "words.avi").write_text("no video")
+    os.mkfifo(folder / "pipe.jpg")
+    os.mkfifo(folder / "pipe.mp4")
+    bad |= {"w.webp", "w.bmp", "html.gif", "zeros.tif", "empty.mp4", "words.avi", "pipe.jpg", "pipe.mp4"}
+    for name in ("a.png", "b.mp4"):
+        (folder / name).mkdir()  # no files, so nothing to upscale and no errors
+    for name in ("notes.txt", "raw.cr2"):
+        (folder / name).touch()
+    assert len(good | bad) >= 50 and not good & bad
+    result = batch("in")
+    assert result.status == 2 and "Traceback" not in result.err, result
+    lines = result.err.splitlines()
+    assert len(lines) == len(bad) and all(line.startswith("error: ") for line in lines), result
+    assert f"{len(good)} of {len(good | bad)} files upscaled" in result.out.splitlines()[-1], result
+    assert "1 .cr2, 1 .txt, 2 in folders" in result.out
+    assert len(names_in(tmp_path / "out")) == len(good) and not list(tmp_path.rglob(TEMPORARY))
+    result = batch("in", "--skip-existing")
+    assert result.status == 2 and f"0 of {len(good | bad)} files upscaled, into out, {len(good)} skipped" in result.out, result

@@ -4,6 +4,7 @@ import struct
 import sys
 import zlib
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -551,3 +552,264 @@ def test_what_is_no_video_is_one_clear_error(upscale, tmp_path):
     with pytest.raises(utils.ImageError, match="cannot be read"):
         upscale("a.mp4", "a_x4.mp4")
     assert not list((tmp_path / "out").iterdir())
+
+
+def write_video(path, count=24, codec="libx264", options=None, form="yuv420p", sounds=(), words=None, comb=False):
+    """A clip of a photograph that moves, 48x40, with a tone in each codec of `sounds`, 25 frames a second."""
+    av = pytest.importorskip("av")
+    wide = np.asarray(Image.fromarray(data.astronaut()).resize((400, 40)))
+    with av.open(str(path), "w") as file:
+        video = file.add_stream(codec, rate=25, options=options or {})
+        video.width, video.height, video.pix_fmt = 48, 40, form
+        tracks = [file.add_stream(name, rate=48000, layout="mono") for name in sounds]
+        file.metadata.update({} if words is None else {"title": words})
+        for number, track in enumerate(tracks):
+            track.metadata["language"] = ("deu", "fra", "jpn")[number]
+        for i in range(count):
+            pixels = wide[:, 4 * i : 4 * i + 48].copy()
+            if comb:  # the lines of the second field are of half a frame later
+                pixels[1::2] = wide[1::2, 4 * i + 2 : 4 * i + 50]
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            file.mux(video.encode(frame))
+            for number, track in enumerate(tracks):
+                tone = np.sin(np.arange(i * 1920, (i + 1) * 1920) * 0.03 * (number + 1)).astype(np.float32)
+                sound = av.AudioFrame.from_ndarray(tone[None], format="fltp", layout="mono")
+                sound.rate, sound.pts = 48000, i * 1920
+                file.mux(track.encode(sound))
+        for stream in (video, *tracks):
+            file.mux(stream.encode())
+    return path
+
+
+def damage(path, numbers):
+    """Overwrite those packets of the picture, by their place in the file."""
+    import av
+
+    with av.open(str(path)) as file:
+        packets = [bytes(packet) for packet in file.demux(video=0) if packet.size]
+    content = path.read_bytes()
+    for number in numbers:
+        assert content.count(packets[number]) == 1
+        content = content.replace(packets[number], b"\xff" * len(packets[number]))
+    path.write_bytes(content)
+
+
+def shown(path):
+    """The times of the frames, and their pixels."""
+    import av
+
+    with av.open(str(path)) as file:
+        frames = list(file.decode(video=0))
+        return [float(frame.time) for frame in frames], [frame.to_ndarray(format="rgb24") for frame in frames]
+
+
+def double(rgb):
+    return rgb.repeat(2, 0).repeat(2, 1)
+
+
+@pytest.mark.parametrize(
+    "ending, codec, numbers, lost",
+    [
+        ("mp4", "libx264", [11], [11]),
+        ("mkv", "libx264", [7, 15, 23], [7, 15, 23]),
+        ("mkv", "libx264", [5], None),  # and those after it that need it, if the decoder thinks so
+        ("mov", "mjpeg", [0], [0]),
+        ("avi", "mpeg4", [3], None),
+    ],
+)
+def test_damaged_packets_of_a_video_are_left_out_and_counted(ending, codec, numbers, lost, upscale, tmp_path, capsys):
+    form = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    path = write_video(tmp_path / f"a.{ending}", codec=codec, options={"bf": "0", "g": "4"}, form=form, sounds=["aac"])
+    damage(path, numbers)
+    result = upscale(path.name, "a_x4.mp4")
+    said = capsys.readouterr().out
+    times, _ = shown(result)
+    assert len(times) >= 18 and f"{len(times)} frames" in said
+    assert f"{len(numbers)} damaged packets" in said and f": {24 - len(times)} frames are left out" in said, said
+    if lost:
+        assert times == pytest.approx([i / 25 for i in range(24) if i not in lost], abs=2e-3)
+
+
+def test_damaged_sound_does_not_cost_the_video(tmp_path):
+    av = pytest.importorskip("av")
+    path = write_video(tmp_path / "a.mkv", sounds=["wavpack"])  # not of MP4, so it is decoded
+    with av.open(str(path)) as file:
+        packets = [bytes(packet) for packet in file.demux(audio=0) if packet.size > 20]
+    body = packets[0][40:]  # Matroska has the head in another form
+    path.write_bytes(path.read_bytes().replace(body, b"\xff" * len(body)))
+    remarks = []
+    assert upscale_video(path, tmp_path / "b.mp4", double, remarks) == 24
+    assert remarks == ["1 damaged packets of the sound could not be decoded and are silent"]
+
+
+def test_a_video_that_breaks_off_is_read_as_far_as_it_goes(tmp_path):
+    path = write_video(tmp_path / "a.mkv", options={"bf": "0"})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    remarks = []
+    assert 2 < upscale_video(path, tmp_path / "b.mp4", double, remarks) < 24
+    assert remarks == ["the file ends before its time: it has been read as far as it goes"]
+    path.write_bytes(whole[:600])
+    with pytest.raises(utils.ImageError, match="cannot be read"):
+        upscale_video(path, tmp_path / "c.mp4", double)
+    assert not list(tmp_path.glob("*c.mp4")) and not list(tmp_path.glob(".*"))
+
+
+B_FRAMES = {"x264-params": "bframes=3:b-adapt=0:scenecut=0"}
+
+
+@pytest.mark.parametrize(
+    "ending, codec, options", [("avi", "libx264", B_FRAMES), ("avi", "mpeg4", {"bf": "2"}), ("mkv", "libx264", B_FRAMES)]
+)
+def test_times_of_a_video_rise_in_the_order_that_is_shown(ending, codec, options, tmp_path):
+    path = write_video(tmp_path / f"a.{ending}", codec=codec, options=options, sounds=["mp3"])
+    seen = []
+    assert upscale_video(path, tmp_path / "b.mp4", lambda rgb: seen.append(rgb) or double(rgb)) == 24
+    times, frames = shown(tmp_path / "b.mp4")
+    assert np.diff(times) == pytest.approx(1 / 25, abs=2e-3) and times[0] < 0.1
+    still = [np.abs(frame[::2, ::2].astype(int) - before).mean() for frame, before in zip(frames, seen)]
+    assert max(still) < 8  # each at its place
+
+
+@pytest.mark.parametrize("joined", [2, 3])
+def test_joined_recordings_go_on_with_picture_and_sound_together(joined, tmp_path):
+    av = pytest.importorskip("av")
+    path = write_video(tmp_path / "a.ts", count=30, sounds=["aac"])
+    path.write_bytes(path.read_bytes() * joined)
+    assert upscale_video(path, tmp_path / "b.mp4", double) == 30 * joined
+    times, _ = shown(tmp_path / "b.mp4")
+    assert min(np.diff(times)) > 0 and times[-1] - times[0] == pytest.approx(1.2 * joined, abs=0.1 * joined)
+    with av.open(str(tmp_path / "b.mp4")) as file:
+        heard = [float(packet.dts * packet.time_base) for packet in file.demux(audio=0) if packet.dts is not None]
+    assert min(np.diff(heard)) > 0 and heard[-1] == pytest.approx(times[-1], abs=0.2)
+
+
+@pytest.mark.parametrize("after", [3, 20])
+def test_ctrl_c_in_a_video_keeps_what_is_done(after, upscale, tmp_path, monkeypatch, capsys):
+    write_video(tmp_path / "a.mkv", count=40, sounds=["aac"])
+    real, calls = test_script.upscale_frame, []
+
+    def stopped(*arguments):
+        calls.append(1)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(test_script, "upscale_frame", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        upscale("a.mkv", "a_x4.mp4")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_x4_part.mp4"]
+    assert "a_x4_part.mp4" in capsys.readouterr().out and len(shown(tmp_path / "out/a_x4_part.mp4")[0]) == after
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    "ending, codec, options",
+    [("mp4", "libx264", {"x264-params": "interlaced=1:tff=1"}), ("mpg", "mpeg2video", {"flags": "+ildct+ilme"})],
+)
+def test_interlaced_video_is_said_and_woven(ending, codec, options, tmp_path):
+    remarks, seen = [], []
+    path = write_video(tmp_path / f"a.{ending}", codec=codec, options=options, comb=True)
+    assert upscale_video(path, tmp_path / "b.mp4", lambda rgb: seen.append(rgb) or double(rgb), remarks) == 24
+    assert len(remarks) == 1 and "interlaced" in remarks[0]
+    source, result = shown(path), shown(tmp_path / "b.mp4")
+    assert np.diff(result[0]) == pytest.approx(np.diff(source[0]), abs=2e-3)
+
+    def comb(frames):  # how far lines are from the mean of their neighbours
+        frames = np.stack(frames).astype(float)
+        return np.abs(frames[:, 1:-1] - (frames[:, :-2] + frames[:, 2:]) / 2).mean()
+
+    assert comb(seen) < 0.7 * comb(source[1])
+    av = pytest.importorskip("av")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(av.filter, "filters_available", set())
+        remarks.clear()
+        assert upscale_video(path, tmp_path / "e.mp4", double, remarks) == 24 and "left so" in remarks[0]
+    remarks.clear()
+    upscale_video(write_video(tmp_path / "c.mpg", codec="mpeg2video"), tmp_path / "d.mp4", double, remarks)
+    assert not remarks
+
+
+@pytest.mark.parametrize("form, bits", [("yuv420p10le", 10), ("yuv422p10le", 10), ("yuv420p", 8)])
+def test_more_than_8_bits_of_a_video_stay(form, bits, upscale, tmp_path):
+    av = pytest.importorskip("av")
+    write_video(tmp_path / "a.mp4", form=form)
+    with av.open(str(upscale("a.mp4", "a_x4.mp4"))) as result:
+        frame = next(result.decode(video=0))
+        assert frame.format.components[0].bits == bits and (frame.width, frame.height) == (192, 160)
+        levels = np.unique(frame.reformat(format="gray10le").to_ndarray())
+        assert bits == 8 or (levels % 4).any()
+
+
+def test_bits_that_are_lost_are_said(tmp_path):
+    remarks = []
+    path = write_video(tmp_path / "a.mkv", count=2, codec="ffv1", form="yuv420p12le")
+    upscale_video(path, tmp_path / "b.mp4", double, remarks)
+    assert remarks == ["of its 12 bits a channel, 10 are kept"]
+
+
+def test_sound_tracks_languages_and_titles_of_a_video_are_kept(upscale, tmp_path):
+    av = pytest.importorskip("av")
+    for ending, sounds in (("mkv", ["aac", "pcm_s16le"]), ("mp4", ["mp3", "aac", "aac"])):
+        (tmp_path / f"a.{ending}").unlink(missing_ok=True)
+        codecs = [name if name != "pcm_s16le" else "libopus" for name in sounds]
+        write_video(tmp_path / f"a.{ending}", sounds=codecs, words="früh am Morgen")
+        with av.open(str(upscale(f"a.{ending}", "a_x4.mp4", "--overwrite"))) as result:
+            assert result.metadata["title"] == "früh am Morgen"
+            assert [track.metadata["language"] for track in result.streams.audio] == ["deu", "fra", "jpn"][: len(sounds)]
+            assert all(sum(1 for _ in result.decode(audio=0)) > 10 and result.seek(0) is None for _ in sounds[:1])
+        (tmp_path / f"a.{ending}").unlink()
+
+
+def test_chapters_are_kept_and_subtitles_that_mp4_does_not_hold_are_named(tmp_path):
+    av = pytest.importorskip("av")
+    write_video(tmp_path / "plain.mkv", sounds=["aac"])
+    (tmp_path / "words.srt").write_text("1\n00:00:00,100 --> 00:00:00,500\nHello\n\n2\n00:00:00,600 --> 00:00:00,900\nagain\n")
+    chapters = [
+        {"id": i, "start": 400 * i, "end": 400 * i + 400, "time_base": Fraction(1, 1000), "metadata": {"title": title}}
+        for i, title in enumerate(("morning", "evening"))
+    ]
+    with (
+        av.open(str(tmp_path / "plain.mkv")) as plain,
+        av.open(str(tmp_path / "words.srt")) as words,
+        av.open(str(tmp_path / "a.mkv"), "w") as file,
+    ):
+        streams = {stream: file.add_stream_from_template(stream) for stream in (*plain.streams, *words.streams)}
+        file.set_chapters(chapters)
+        for source in (plain, words):
+            for packet in source.demux():
+                if packet.size:
+                    packet.stream = streams[packet.stream]
+                    file.mux(packet)
+    remarks = []
+    assert upscale_video(tmp_path / "a.mkv", tmp_path / "b.mp4", double, remarks) == 24
+    assert len(remarks) == 1 and remarks[0].startswith("dropped") and "1 subtitle" in remarks[0]
+    with av.open(str(tmp_path / "b.mp4")) as result:
+        assert [chapter["metadata"]["title"] for chapter in result.chapters()] == ["morning", "evening"]
+
+
+def test_a_video_has_one_named_result_and_is_skipped_if_it_exists(upscale, tmp_path, capsys):
+    for name in ("in/a.mkv", "in/a.mp4", "in/a.avi"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        write_video(tmp_path / name, count=2)
+    PHOTOGRAPH.save(tmp_path / "in/a.png")
+    upscale("in/a.mkv", "")
+    upscale("in", "", "--skip-existing")
+    names = ["a.avi_x4.mp4", "a.mkv_x4.mp4", "a.mp4_x4.mp4", "a_x4.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert "3 of 4 files upscaled" in capsys.readouterr().out
+    upscale("in/a.mkv", "", "--output", str(tmp_path / "b.mp4"))
+    assert len(shown(tmp_path / "b.mp4")[0]) == 2
+    with pytest.raises(utils.UserError, match="a video becomes"):
+        upscale("in/a.mkv", "", "--output", str(tmp_path / "b.webp"))
+
+
+@pytest.mark.parametrize("name", ["a:b.mkv", "http:c.mkv", "-x.mkv", "%03d.mkv", "caf\udce9.mkv", "two\nlines.mkv"])
+def test_videos_of_odd_names(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        write_video(tmp_path / "a.mkv", count=2).rename(name)
+    except (OSError, UnicodeError):
+        pytest.skip("a file system without such names")
+    assert upscale_video(name, Path(name).with_suffix(".mp4"), double) == 2
+    assert len(list(tmp_path.iterdir())) == 2
