@@ -16,7 +16,7 @@ from tqdm import tqdm
 from devices import is_out_of_memory
 from layers import PReLU
 from models import Generator, SRResNet
-from pictures.formats import Frame, fill_transparent
+from pictures.formats import Frame, fill_transparent, has_no_colour, without_colour
 from pictures.pixels import resize
 from utils import UserError
 
@@ -181,6 +181,7 @@ def tile_that_fits(network):
 def upscale_frame(network, frame, tile=None, outscale=None) -> Frame:
     """The frame, enlarged: its colours by the network, its transparency by bicubic interpolation.
 
+    A frame without colour gets none: the network sees three channels, and leaves a coloured fringe at edges.
     `tile` as in `upscale`; the result is resized to the factor `outscale` if there is one. Shows a bar for what takes over 2 s.
     """
     tiles_done = tqdm(unit="px", unit_scale=True, desc="tiles", leave=False, disable=None, delay=2)
@@ -191,6 +192,8 @@ def upscale_frame(network, frame, tile=None, outscale=None) -> Frame:
 
     rgb, alpha = upscale(network, fill_transparent(frame), tile, progress), None
     tiles_done.close()
+    if has_no_colour(frame):
+        rgb = without_colour(rgb)
     if outscale:
         rgb = resize(rgb, *(max(1, round(side * outscale)) for side in frame.rgb.shape[:2]))
     if frame.alpha is not None:

@@ -203,6 +203,21 @@ def fill_transparent(frame) -> np.ndarray:
     return frame.rgb[rows, columns]
 
 
+def has_no_colour(frame) -> bool:
+    """Whether the channels of each visible pixel are equal to 2 levels of 255, as lossy files leave them of gray pictures."""
+    red, green, blue = np.moveaxis(frame.rgb, 2, 0)
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    if frame.alpha is not None:
+        spread = spread[frame.alpha > 0]
+    return spread.max(initial=0) <= 2 * (np.iinfo(frame.rgb.dtype).max // 255)
+
+
+def without_colour(rgb) -> np.ndarray:
+    """(H, W, 3) uint8 or uint16 with the mean of its channels, rounded, in each of them."""
+    total = rgb.sum(axis=2, keepdims=True, dtype=np.uint16 if rgb.dtype == np.uint8 else np.uint32)
+    return np.repeat(((total + 1) // 3).astype(rgb.dtype), 3, axis=2)
+
+
 def write_picture(path, picture):
     """Write a picture in the format of the path's ending, whole or not at all, with its metadata as far as the format has it.
 

@@ -422,6 +422,81 @@ def test_deep_tiffs_of_other_colours_are_read_at_8_bits(tmp_path):
     assert frame.rgb[0, 0].min() >= 254 and frame.alpha[0, 0] == 128  # white, half transparent
 
 
+def colour(path):
+    """How far the channels of what can be seen of a file's frames are from each other, in levels of 255."""
+    worst = 0
+    for frame in formats.read_picture(path).frames:
+        rgb = formats.to_8_bits(frame.rgb).astype(int)
+        spread = rgb.max(axis=2) - rgb.min(axis=2)
+        worst = max(worst, spread.max() if frame.alpha is None else spread[frame.alpha > 0].max(initial=0))
+    return worst
+
+
+@pytest.mark.parametrize("form", list(formats.FORMATS))
+def test_gray_in_rgb_gets_no_colour(form, upscale, tmp_path):
+    """The network of the tests, which is untrained, makes colours of all it sees."""
+    gray = np.asarray(PHOTOGRAPH.convert("L"))
+    tinted = np.repeat(gray[..., None], 3, axis=2).clip(2, 253) + np.array([0, 2, 1], np.uint8)
+    Image.fromarray(tinted).save(tmp_path / "a.png")
+    ending = formats.FORMATS[form]
+    result = upscale("a.png", f"a_x4{ending}", "--format", form)
+    assert colour(result) == 0 and not formats.read_picture(result).gray
+    tinted[7, 9] = 100, 100, 103  # one pixel of 3 levels is a colour
+    Image.fromarray(tinted).save(tmp_path / "b.png")
+    assert colour(upscale("b.png", f"b_x4{ending}", "--format", form)) > 10
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.gif", "palette.png", "a.bmp", "a.tga", "a.jp2"])
+def test_gray_in_files_of_colours_gets_no_colour(name, upscale, tmp_path):
+    image = PHOTOGRAPH.convert("L").convert("RGB")
+    (image.quantize(64) if name == "palette.png" else image).save(tmp_path / name)
+    assert colour(upscale(name, f"{name.split('.')[0]}_x4.png", "--format", "png")) == 0
+
+
+def test_gray_of_16_bits_in_rgb_gets_no_colour(upscale, tmp_path):
+    gray = np.asarray(PHOTOGRAPH.convert("L")).astype(np.uint16)[..., None] * 257
+    for name, tint, limit in (("a", 514, 0), ("b", 700, None)):  # 2 levels of 255, and more
+        rgb = gray.clip(0, 64000) + np.array([0, tint, 1], np.uint16)
+        formats.write_picture(tmp_path / f"{name}.png", formats.Picture([formats.Frame(rgb)]))
+        [frame] = formats.read_picture(upscale(f"{name}.png", f"{name}_x4.png")).frames
+        spread = np.ptp(frame.rgb.astype(int), axis=2).max()
+        assert spread > 5000 if limit is None else spread == limit
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
+def test_gray_frames_of_an_animation_get_no_colour(ending, upscale, tmp_path):
+    gray = [PHOTOGRAPH.convert("L").rotate(10 * i).convert("RGB") for i in range(3)]
+    gray[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=gray[1:], duration=50, lossless=True)
+    assert colour(upscale(f"a.{ending}", f"a_x4.{ending}")) == 0
+    gray[0].save(tmp_path / f"b.{ending}", save_all=True, append_images=[PHOTOGRAPH, gray[2]], duration=50, lossless=True)
+    frames = [frame.rgb.astype(int) for frame in formats.read_picture(upscale(f"b.{ending}", f"b_x4.{ending}")).frames]
+    assert [np.ptp(rgb, axis=2).max() > 10 for rgb in frames] == [False, True, False]
+
+
+def test_colours_that_cannot_be_seen_are_none(upscale, tmp_path):
+    rgb = np.array(PHOTOGRAPH.convert("L").convert("RGB"))
+    rgb[:20], alpha = np.asarray(PHOTOGRAPH)[:20], np.full((40, 48), 255, np.uint8)
+    alpha[:20] = 0
+    Image.fromarray(np.dstack([rgb, alpha])).save(tmp_path / "a.png")
+    assert colour(upscale("a.png", "a_x4.png")) == 0
+    alpha[3, 3] = 1
+    Image.fromarray(np.dstack([rgb, alpha])).save(tmp_path / "b.png")
+    assert colour(upscale("b.png", "b_x4.png")) > 10
+
+
+def test_gray_video_gets_no_colour(upscale, tmp_path):
+    av = pytest.importorskip("av")
+    for name, image in (("gray", PHOTOGRAPH.convert("L").convert("RGB")), ("colour", PHOTOGRAPH)):
+        with av.open(str(tmp_path / f"{name}.mp4"), "w") as file:
+            video = file.add_stream("libx264", rate=12)
+            video.width, video.height, video.pix_fmt = 48, 40, "yuv420p"
+            frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")
+            file.mux([*video.encode(frame), *video.encode()])
+        with av.open(str(upscale(f"{name}.mp4", f"{name}_x4.mp4"))) as result:
+            planes = next(result.decode(video=0)).to_ndarray()[160:].astype(int)  # below Y: the colours, 128 for none
+        assert (np.abs(planes - 128).max() <= 1) == (name == "gray")
+
+
 def test_what_does_not_fit_into_memory_is_one_clear_error(upscale, tmp_path, monkeypatch):
     PHOTOGRAPH.save(tmp_path / "a.png")
 
