@@ -35,6 +35,12 @@ def parse_arguments():
     add("--overwrite", action="store_true", help="replace results that exist")
     add("--compare", action="store_true", help="also write a labelled panel and a page with a before/after slider")
     add("--tile", type=number(int, 16), metavar="PIXELS", help="side of the tiles of the input (default: what fits in memory)")
+    add(
+        "--white",
+        type=number(int, 1, 65535),
+        metavar="LEVEL",
+        help="what is white in a 16-bit file that uses less of its range",
+    )
     add_device_arguments(parser)
     return parser.parse_args()
 
@@ -49,8 +55,8 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
-from devices import is_out_of_memory, pick_device, pick_dtype
-from inference import for_inference, upscale_frame
+from devices import is_out_of_memory, pick_device
+from inference import for_pictures, upscale_frame
 from pictures.comparison import labelled_row, slider_figure, stack, write_page
 from pictures.formats import FORMATS as ENDINGS
 from pictures.formats import Frame, read_picture, to_8_bits, write_picture
@@ -106,7 +112,7 @@ def upscale_file(path, network, args, written):
         frames = upscale_video(path, target, lambda rgb: upscale_frame(network, Frame(rgb), args.tile, args.outscale).rgb)
         print(f"{path}: {frames} frames -> {target} ({time.perf_counter() - before:.1f} s)")
         return
-    picture = read_picture(path)
+    picture = read_picture(path, args.white)
     target = args.output / f"{path.stem}_x{factor}{ENDINGS[args.format or picture.format]}"
     check_target(target, args, written)
     first, seconds, size = [], [0.0], [None]
@@ -156,7 +162,7 @@ def main(args):
     if args.blend is not None:
         network = blend_networks(load_network(args.blend_with), network, args.blend)
     device = pick_device(args.device)
-    network = for_inference(network, device, pick_dtype(args.precision, device))
+    network = for_pictures(network, device, args.precision)
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

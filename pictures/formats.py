@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageSequence, PngImagePlugin
 
 from devices import is_out_of_memory
-from pictures.deep import deep_pixels, turned, write_deep
+from pictures.deep import declared_white, deep_pixels, png_chunks, stretched, turned, white_level, write_deep
 from pictures.pixels import deep_gray, orientation_of, upright
 from utils import ImageError, UserError, atomic_write
 
@@ -55,11 +55,15 @@ class Picture:
     gray: bool = False
     format: str = "png"  # to write it in, if nobody asks for another: a key of FORMATS
     info: dict = field(default_factory=dict)  # of icc_profile, dpi, exif, text, loop (0: endless; none: once)
+    white: int = 65535  # of 16 bits: the level of the file that is white, as 65535 is in the frames
     remark: str = ""  # what of the file is not in the picture
 
 
-def read_picture(path) -> Picture:
-    """The picture in an image file. Raises ImageError if it cannot be read; so do its frames as they come."""
+def read_picture(path, white=None) -> Picture:
+    """The picture in an image file. Raises ImageError if it cannot be read; so do its frames as they come.
+
+    `white` is the level that is white in a file of 16 bits that uses less of its range, and does not tell.
+    """
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
@@ -75,7 +79,9 @@ def read_picture(path) -> Picture:
             size = image.size[::-1] if orientation_of(image) >= 5 else image.size
             frames = _checked(_animation(image, first, size), path)
             return Picture(frames, count, size, False, ANIMATED_INPUTS[image.format], info)
-        frame, gray, remark = _still(image, data)
+        frame, gray, level, remark = _still(image, data, white)
+        if image.format == "PNG" and level < 65535 and declared_white(image, data) == level:
+            info["sbit"] = dict(png_chunks(data))[b"sBIT"]
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except Exception as error:  # Pillow raises whatever its decoders do
@@ -85,7 +91,7 @@ def read_picture(path) -> Picture:
     form = LOSSLESS_INPUTS.get(image.format, "png")
     if form == "bmp" and frame.alpha is not None:
         form = "png"  # we write BMP without transparency
-    return Picture([frame], 1, frame.rgb.shape[1::-1], gray, form, info, remark)
+    return Picture([frame], 1, frame.rgb.shape[1::-1], gray, form, info, level, remark)
 
 
 def refuse_camera_raw(image):
@@ -152,29 +158,35 @@ def _animation(image, first, size):
         yield frame
 
 
-def _still(image, data):
-    """The frame of an image that stands still, whether it is gray, and a remark."""
+def _still(image, data, white):
+    """The frame of an image that stands still, whether it is gray, the level of white as in Picture, and a remark."""
     orientation = orientation_of(image)  # before it is loaded, which turns a TIFF
     pixels, remark = deep_pixels(image, data)
     if pixels is not None:
         pixels = np.ascontiguousarray(turned(pixels, orientation))
         gray, alpha = pixels.shape[2] <= 2, pixels[..., -1] if pixels.shape[2] in (2, 4) else None
-        return Frame(np.repeat(pixels[..., :1], 3, axis=2) if gray else pixels[..., :3], alpha), gray, ""
+        colours = np.repeat(pixels[..., :1], 3, axis=2) if gray else pixels[..., :3]
+        level, remark = white_level(colours, image, data, white)
+        return Frame(colours if level == 65535 else stretched(colours, level), alpha), gray, level, remark
+    if image.mode.startswith("I"):
+        pixels, level, remark = deep_gray(image, data, white)
+        alpha, key = None, image.info.get("transparency")
+        if isinstance(key, int):
+            alpha = np.where(pixels == stretched(np.array(key), level), 0, 65535).astype(np.uint16)
+        return Frame(np.repeat(pixels[..., None], 3, axis=2), alpha), True, level, remark
+    if white:
+        remark = "; ".join(filter(None, [remark, "--white is for 16 bits, which it has not"]))
     key = image.info.get("transparency")
     if image.format == "PNG" and data[24] in (2, 4) and data[25] == 0 and isinstance(key, int):
         image.info["transparency"] = key * 255 // (2 ** data[24] - 1)  # Pillow scales the pixels and forgets this
-    gray = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
-    return _frame(upright(image)), gray, remark
+    gray = image.mode in ("1", "L", "LA", "La")
+    return _frame(upright(image)), gray, 65535, remark
 
 
 def _frame(image) -> Frame:
-    """A frame of 8 bits a channel, or of 16 for 16-bit gray."""
+    """A frame of 8 bits a channel."""
     image.load()  # before that, WebP does not know the duration
     duration = image.info.get("duration", 0)
-    if image.mode.startswith("I"):
-        gray, key = deep_gray(image), image.info.get("transparency")
-        alpha = np.where(gray == key, 0, 65535).astype(np.uint16) if isinstance(key, int) else None
-        return Frame(np.repeat(gray[..., None], 3, axis=2), alpha, duration)
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range nobody knows; save it with 8 or 16 bits")
     if image.mode == "CMYK" and image.info.get("icc_profile"):
@@ -234,7 +246,7 @@ def write_picture(path, picture):
     try:
         with atomic_write(path) as file:
             if first.rgb.dtype == np.uint16 and form in DEEP_FORMATS and picture.count == 1:
-                write_deep(file, form, first.rgb, first.alpha, picture.gray, info)
+                write_deep(file, form, first.rgb, first.alpha, picture.gray, info, picture.white)
             else:
                 _write_shallow(file, form, first, frames, picture, info)
     except (ValueError, SystemError, OverflowError, RuntimeError, struct.error) as error:

@@ -497,6 +497,92 @@ def test_gray_video_gets_no_colour(upscale, tmp_path):
         assert (np.abs(planes - 128).max() <= 1) == (name == "gray")
 
 
+def add_chunk(path, name, content):
+    """Put a chunk behind the header of a PNG."""
+    data, chunk = path.read_bytes(), name + content
+    chunk = struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(data[:33] + chunk + data[33:])
+
+
+def write_of_fewer_bits(path, levels, declared, channels=1):
+    """A photograph with values from 0 to `levels` in a file of 16 bits; returns them: (H, W, channels) uint16."""
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.asarray(PHOTOGRAPH if channels == 3 else PHOTOGRAPH.convert("L")).reshape(40, 48, channels)
+    pixels = (pixels.astype(np.float64) * levels / 255).astype(np.uint16)
+    pixels[0, 0], pixels[0, 1] = levels, levels - 1
+    if path.suffix == ".tif":
+        tags = [(281, 3, channels, levels if channels == 1 else [levels] * channels, True)] if declared else []
+        photometric = "rgb" if channels == 3 else "minisblack"
+        tifffile.imwrite(path, pixels.squeeze(), photometric=photometric, metadata=None, extratags=tags)
+    else:
+        with open(path, "wb") as file:
+            deep._write_png(file, pixels, {"sbit": bytes([levels.bit_length()] * channels)} if declared else {})
+    return pixels
+
+
+@pytest.mark.parametrize("ending", ["tif", "png"])
+@pytest.mark.parametrize("levels, channels", [(4095, 1), (1023, 3), (16383, 1), (4095, 3)])
+def test_the_range_that_a_file_of_16_bits_declares_is_used(ending, levels, channels, upscale, tmp_path, capsys):
+    source = tmp_path / f"a.{ending}"
+    pixels = write_of_fewer_bits(source, levels, True, channels)
+    seen = pixels.astype(np.float64) * 255 / levels
+    assert np.abs(read_image(source).astype(np.float64) - seen).max() <= 1  # as training and measuring see it
+    picture = formats.read_picture(source)
+    [frame] = picture.frames
+    assert picture.white == levels and not picture.remark and np.abs(frame.rgb / 257 - seen).max() <= 1
+    formats.write_picture(tmp_path / f"b.{ending}", picture)
+    again = formats.read_picture(tmp_path / f"b.{ending}")
+    assert again.white == levels and np.array_equal(next(iter(again.frames)).rgb, frame.rgb)  # to the last bit, and declared
+    result = formats.read_picture(upscale(source.name, f"a_x4.{ending}"))
+    assert result.white == levels and "--white" not in capsys.readouterr().out
+
+
+def test_bits_that_are_filling_are_no_range(tmp_path):
+    """sBIT as its standard has it: 12 bits in the upper 12. And a declaration that cannot be true."""
+    pixels = write_of_fewer_bits(tmp_path / "a.png", 4095, True)
+    with open(tmp_path / "a.png", "wb") as file:
+        deep._write_png(file, pixels * 16, {"sbit": bytes([12])})
+    with open(tmp_path / "dark.png", "wb") as file:
+        deep._write_png(file, pixels // 16 * 16, {"sbit": bytes([12])})  # nearly black indeed
+    write_of_fewer_bits(tmp_path / "b.png", 20000, False)
+    add_chunk(tmp_path / "b.png", b"sBIT", bytes([10]))
+    for name in ("a.png", "dark.png", "b.png"):
+        assert formats.read_picture(tmp_path / name).white == 65535, name
+    assert np.array_equal(only(tmp_path / "a.png").rgb[..., :1], pixels * 16)
+
+
+@pytest.mark.parametrize("ending", ["tif", "png"])
+@pytest.mark.parametrize("levels, channels, guess", [(4095, 1, 4095), (2500, 3, 4095), (900, 1, 1023)])
+def test_a_range_that_is_not_declared_can_be_given(ending, levels, channels, guess, upscale, tmp_path, capsys):
+    source = tmp_path / f"a.{ending}"
+    pixels = write_of_fewer_bits(source, levels, False, channels)
+    upscale(source.name, f"a_x4.{ending}")
+    assert (
+        f"end at {levels} of 65535, so it is nearly black; if {guess} is white, give --white {guess}" in capsys.readouterr().out
+    )
+    assert np.array_equal(only(source).rgb[..., :channels], pixels)
+    picture = formats.read_picture(source, guess)
+    [frame] = picture.frames
+    assert np.abs(frame.rgb[..., :channels] / 65535 - pixels / guess).max() < 2e-4 and not picture.remark
+    formats.write_picture(tmp_path / f"b.{ending}", picture)
+    assert np.array_equal(formats.read_picture(tmp_path / f"b.{ending}", guess).frames[0].rgb, frame.rgb)
+    stored = only(upscale(source.name, f"a_x4.{ending}", "--white", str(guess), "--overwrite")).rgb  # of TIFF: declared
+    assert ending == "tif" or 0 < stored.max() <= guess
+    picture = formats.read_picture(source, levels // 2)
+    assert "above --white" in picture.remark and picture.frames[0].rgb.max() == 65535
+
+
+def test_bits_of_white_is_zero_and_of_8_bits(tmp_path, upscale, capsys):
+    tifffile = pytest.importorskip("tifffile")
+    gray = np.asarray(PHOTOGRAPH.convert("L")).astype(np.uint16) * 16
+    tags = [(281, 3, 1, 4095, True)]
+    tifffile.imwrite(tmp_path / "a.tif", 4095 - gray, photometric="miniswhite", metadata=None, extratags=tags)
+    assert np.abs(read_image(tmp_path / "a.tif")[..., 0] - gray / 4095 * 255).max() <= 1
+    PHOTOGRAPH.save(tmp_path / "b.png")
+    upscale("b.png", "b_x4.png", "--white", "4095")
+    assert "--white is for 16 bits" in capsys.readouterr().out
+
+
 def test_what_does_not_fit_into_memory_is_one_clear_error(upscale, tmp_path, monkeypatch):
     PHOTOGRAPH.save(tmp_path / "a.png")
 
