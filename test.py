@@ -128,11 +128,11 @@ def upscale_file(path, network, args, written):
                 first.extend((frame.rgb, result.rgb))
             yield result
 
-    write_picture(target, replace(picture, frames=results()))
+    dropped = write_picture(target, replace(picture, frames=results()))
     frames = f", {picture.count} frames" if picture.count > 1 else ""
     print(f"{path}: {picture.size[0]}x{picture.size[1]} -> {target}: {size[0]}{frames}, inference {seconds[0]:.2f} s")
-    if picture.remark:
-        print(f"  {picture.remark}")
+    if picture.remark or dropped:
+        print(f"  {'; '.join(filter(None, (picture.remark, dropped)))}")
     if args.compare:
         compare(*first, target, args.weights.stem)
 

@@ -10,6 +10,9 @@ import torch
 from PIL import Image
 
 
+WORD_TAGS = (270, 271, 272, 305, 306, 315, 33432)  # of EXIF: description, make, model, software, date, artist, copyright
+
+
 def deep_pixels(image, data):
     """The pixels of an image with 16 bits and more than a gray channel: (H, W, C) uint16, and a remark.
 
@@ -143,8 +146,11 @@ def _write_tiff(file, pixels, has_alpha, info, white):
 
     exif = Image.Exif()
     exif.load(info.get("exif", b""))
-    words = {tag: exif[tag] for tag in (270, 271, 272, 305, 306, 315, 33432) if isinstance(exif.get(tag), str)}
+    words = {tag: exif[tag] for tag in WORD_TAGS if isinstance(exif.get(tag), str)}
     tags = [(tag, 2, 0, word.encode(), True) for tag, word in words.items()]  # 2: ASCII
+    tags += [
+        (tag, kind, len(info[key]), info[key], True) for tag, kind, key in ((700, 1, "xmp"), (33723, 7, "iptc")) if key in info
+    ]
     if white != 65535:
         highest = [white] * (pixels.shape[2] - has_alpha) + [65535] * has_alpha
         tags.append((281, 3, len(highest), highest if len(highest) > 1 else white, True))  # MaxSampleValue; 3: SHORT
@@ -174,13 +180,16 @@ def _write_png(file, pixels, info):
     chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0))
     if "sbit" in info:
         chunk(b"sBIT", info["sbit"])
+    for name, content in info.get("colours", {}).items():
+        if name != b"sRGB" or "icc_profile" not in info:  # one of both is allowed
+            chunk(name, content)
     if "icc_profile" in info:
         chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(info["icc_profile"]))
     if "dpi" in info:
         chunk(b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in info["dpi"]), 1))
     if "exif" in info:
         chunk(b"eXIf", info["exif"].removeprefix(b"Exif\0\0"))
-    for key, value in info.get("text", {}).items():
+    for key, value in info.get("text", {}).items():  # of `png_texts`
         chunk(b"iTXt", key.encode("latin-1", "replace")[:79] + b"\0\0\0\0\0" + value.encode())
     compressor, above = zlib.compressobj(4), np.zeros(width * channels * 2, np.uint8)
     for row in pixels:

@@ -6,8 +6,6 @@ them. Not here: pixels of 16 bits (deep.py), the plain reader for training and m
 
 import contextlib
 import io
-import math
-import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from PIL import Image, ImageCms, ImageSequence, PngImagePlugin
 
 from devices import is_out_of_memory
 from pictures.deep import declared_white, deep_pixels, png_chunks, stretched, turned, white_level, write_deep
+from pictures.metadata import carried_metadata, exif_of_tiff, jpeg_options, metadata_for, png_texts
 from pictures.pixels import deep_gray, orientation_of, upright
 from utils import ImageError, UserError, atomic_write
 
@@ -26,12 +25,6 @@ FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp":
 DEEP_FORMATS, ANIMATED_FORMATS = {"png", "tiff"}, {"gif", "webp", "png"}
 LOSSLESS_INPUTS = {"PNG": "png", "BMP": "bmp", "TIFF": "tiff"}  # which keep their format by default
 ANIMATED_INPUTS = {"GIF": "gif", "WEBP": "webp", "PNG": "png"}
-
-# Tags of EXIF, which is a TIFF without pixels, that tell how pixels lie in the file: the size, compression, strips, tiles,
-# samples, palette, thumbnail. A TIFF has them all, some phones write a few, and none is true of the result.
-LAYOUT_TAGS = {*range(254, 267), 273, *range(277, 282), 284, *range(286, 294), 297, 317, *range(320, 326), 330}
-LAYOUT_TAGS |= {*range(332, 337), *range(338, 348), *range(512, 533), 34675}
-ORIENTATION_TAGS = {0x0112, 700}  # EXIF's own, and XMP, which may hold it again: it is applied
 
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # for profiles and texts of over 1 MB
 
@@ -54,7 +47,8 @@ class Picture:
     size: tuple[int, int] = (0, 0)  # width, height
     gray: bool = False
     format: str = "png"  # to write it in, if nobody asks for another: a key of FORMATS
-    info: dict = field(default_factory=dict)  # of icc_profile, dpi, exif, text, loop (0: endless; none: once)
+    # Of icc_profile, dpi, exif, xmp, iptc, comment, text, colours, loop (0: endless; none: once), and of what is dropped.
+    info: dict = field(default_factory=dict)
     white: int = 65535  # of 16 bits: the level of the file that is white, as 65535 is in the frames
     remark: str = ""  # what of the file is not in the picture
 
@@ -74,7 +68,7 @@ def read_picture(path, white=None) -> Picture:
         count, first = getattr(image, "n_frames", 1), 0
         if getattr(image, "default_image", False):  # of an animated PNG, for those who cannot show the animation
             count, first = count - 1, 1
-        info = carried_metadata(image)
+        info = carried_metadata(image, data)
         if count > 1 and image.format in ANIMATED_INPUTS:
             size = image.size[::-1] if orientation_of(image) >= 5 else image.size
             frames = _checked(_animation(image, first, size), path)
@@ -99,36 +93,6 @@ def refuse_camera_raw(image):
     tags = getattr(image, "tag_v2", {})
     if 50706 in tags or (tags.get(254, 0) & 1 and 330 in tags):  # DNG's version; a reduced image, and others below it
         raise ValueError("a camera's raw file, of which only the preview could be read; develop it first")
-
-
-def carried_metadata(image):
-    """What goes from an image to its result past the network, as Picture.info has it. To be asked before image.load()."""
-    info = {"text": {key: _as_result(value) for key, value in getattr(image, "text", {}).items() if isinstance(value, str)}}
-    info["text"].pop("Raw profile type exif", None)  # EXIF once more, as it was
-    if image.info.get("icc_profile") and image.mode not in ("CMYK", "YCbCr", "LAB"):  # of inks, and the pixels will be RGB
-        info["icc_profile"] = image.info["icc_profile"]
-    dpi = [float(value) for value in np.atleast_1d(image.info.get("dpi", ()))]
-    told = image.format != "TIFF" or 282 in image.tag_v2  # Pillow makes up a dpi of 1
-    if told and len(dpi) == 2 and all(math.isfinite(value) and 1 <= value <= 1e5 for value in dpi):
-        info["dpi"] = tuple(dpi)
-    if "loop" in image.info:
-        info["loop"] = image.info["loop"]
-    with contextlib.suppress(Exception):  # what EXIF says is often damaged, and the picture is whole all the same
-        exif = Image.Exif()
-        exif.load(image.getexif().tobytes())  # a copy, since the original will be asked how to turn
-        for tag in (LAYOUT_TAGS | ORIENTATION_TAGS) & set(exif):
-            del exif[tag]
-        if 0x8769 in exif:
-            for tag in (0xA002, 0xA003):  # the width and height, once more
-                exif.get_ifd(0x8769).pop(tag, None)
-        if len(exif):
-            info["exif"] = exif.tobytes()
-    return info
-
-
-def _as_result(text):
-    """A text of a PNG; if it is XMP, without the orientation, which is applied."""
-    return re.sub(r'tiff:Orientation="\d"|<tiff:Orientation>\d</tiff:Orientation>', "", text)
 
 
 def _checked(frames, path):
@@ -233,19 +197,24 @@ def without_colour(rgb) -> np.ndarray:
 def write_picture(path, picture):
     """Write a picture in the format of the path's ending, whole or not at all, with its metadata as far as the format has it.
 
+    Returns a remark on what of the metadata is not in it, "" if nothing.
     Raises UserError for what the format cannot hold (an animation, a side of over 65,535 pixels in a JPEG).
     """
     path = Path(path)
     form = next(key for key, ending in FORMATS.items() if ending == path.suffix)
     if picture.count > 1 and form not in ANIMATED_FORMATS:
         raise UserError(f"{path}: {form} holds no animation; give --format gif, webp or png")
-    frames, info = iter(picture.frames), dict(picture.info)
+    frames = iter(picture.frames)
+    first = next(frames)
+    size, deep = first.rgb.shape[1::-1], first.rgb.dtype == np.uint16 and form in DEEP_FORMATS and picture.count == 1
+    info, dropped = metadata_for(form, picture.info, picture.size if all(picture.size) else size, size, deep)
     if info.get("icc_profile", b"")[16:20] == b"GRAY" and not (picture.gray and form in ("png", "tiff", "jpg")):
         del info["icc_profile"]  # the result is RGB
-    first = next(frames)
+        dropped.append("the colour profile, which is for gray")
     try:
         with atomic_write(path) as file:
-            if first.rgb.dtype == np.uint16 and form in DEEP_FORMATS and picture.count == 1:
+            if deep:
+                info |= {"text": png_texts(info)}
                 write_deep(file, form, first.rgb, first.alpha, picture.gray, info, picture.white)
             else:
                 _write_shallow(file, form, first, frames, picture, info)
@@ -253,6 +222,7 @@ def write_picture(path, picture):
         if is_out_of_memory(error):
             raise
         raise UserError(f"{path}: cannot be written as {form}: {error}") from None
+    return f"not in the result: {', '.join(dropped)}" if dropped else ""
 
 
 def _write_shallow(file, form, first, frames, picture, info):
@@ -261,14 +231,18 @@ def _write_shallow(file, form, first, frames, picture, info):
     if form == "png":
         options["compress_level"] = 4  # a third larger a file than 9, in a tenth of the time
         options["pnginfo"] = PngImagePlugin.PngInfo()
-        for key, value in info.get("text", {}).items():
+        for key, value in png_texts(info).items():
             options["pnginfo"].add_itxt(key, value)
+        for name, content in info.get("colours", {}).items():
+            options["pnginfo"].add(name, content)
     if form == "jpg":
-        options |= {"quality": 95, "subsampling": 0}
+        options |= {"quality": 95, "subsampling": 0} | jpeg_options(info)
     if form == "webp":
-        options["lossless"] = True
+        options |= {"lossless": True, "xmp": info.get("xmp", b"")}
     if form == "gif":
-        options = {}
+        options = {"comment": info["comment"].encode()[:65000]} if "comment" in info else {}
+    if form == "tiff" and {"xmp", "iptc"} & set(info):
+        options["exif"] = exif_of_tiff(info)
     durations = [first.duration]
     if picture.count > 1:
 

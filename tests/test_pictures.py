@@ -583,6 +583,119 @@ def test_bits_of_white_is_zero_and_of_8_bits(tmp_path, upscale, capsys):
     assert "--white is for 16 bits" in capsys.readouterr().out
 
 
+XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description dc:title="moon" tiff:Orientation="6"
+ tiff:ImageWidth="48" exif:PixelXDimension='48' GPano:FullPanoWidthPixels="100" GCamera:MotionPhoto="1">
+<tiff:ImageLength>40</tiff:ImageLength><GPano:CroppedAreaTopPixels>7</GPano:CroppedAreaTopPixels>
+</rdf:Description></rdf:RDF></x:xmpmeta>"""
+# Of the result, which is turned, as the orientation says, and four times as large.
+TRUE_XMP = XMP.replace(' tiff:Orientation="6"', "").replace(' GCamera:MotionPhoto="1"', "").replace('"48"', '"160"')
+TRUE_XMP = TRUE_XMP.replace("'48'", "'160'").replace('"100"', '"400"').replace(">40<", ">192<").replace(">7<", ">28<")
+IPTC = b"\x1c\x02\x78\x00\x04moon" + b"\x1c\x02\x50\x00\x07someone"
+
+
+def save_with_words(path):
+    """A picture with XMP, IPTC and a comment, as far as other programs put them into its format."""
+    resource = b"8BIM\x04\x04\0\0" + struct.pack(">I", len(IPTC)) + IPTC + bytes(len(IPTC) % 2)
+    if path.suffix == ".jpg":
+        content = b"Photoshop 3.0\0" + resource
+        extra = b"\xff\xed" + struct.pack(">H", len(content) + 2) + content
+        PHOTOGRAPH.save(path, xmp=XMP.encode(), comment="früh".encode(), extra=extra)
+    elif path.suffix == ".png":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", XMP)
+        text.add_text("Comment", "früh")
+        text.add_text("Raw profile type iptc", f"\niptc\n{len(resource):8d}\n{resource.hex()}\n", zip=True)
+        PHOTOGRAPH.save(path, pnginfo=text)
+    elif path.suffix == ".tif":
+        PHOTOGRAPH.save(path, tiffinfo={700: XMP.encode(), 33723: IPTC})
+    else:
+        PHOTOGRAPH.save(path, xmp=XMP.encode(), lossless=True)
+    return path.name
+
+
+@pytest.mark.parametrize("source", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("form", list(formats.FORMATS))
+def test_xmp_iptc_and_comments_go_from_format_to_format(source, form, upscale, tmp_path, capsys):
+    name = save_with_words(tmp_path / f"a.{source}")
+    result = upscale(name, f"a_x4{formats.FORMATS[form]}", "--format", form)
+    found, said = formats.read_picture(result).info, capsys.readouterr().out
+    with_xmp, with_iptc, with_comment = (form in words for words in ("png jpg tiff webp", "png jpg tiff", "png jpg gif"))
+    assert found.get("xmp", b"").decode() == (TRUE_XMP if with_xmp else "")
+    assert found.get("iptc") == (IPTC if with_iptc and source != "webp" else None)
+    assert found.get("comment") == ("früh" if with_comment and source in ("jpg", "png") else None)
+    assert "film of a moving photograph" in said and said.count("not in the result") == 1
+    assert ("XMP" in said.split("not in the result")[1]) == (not with_xmp)
+    assert ("IPTC" in said) == (not with_iptc and source != "webp")
+    if form == "png":
+        assert Image.open(result).text["XML:com.adobe.xmp"] == TRUE_XMP
+
+
+def test_words_stay_at_16_bits(upscale, tmp_path, capsys):
+    exif = Image.Exif()
+    exif[271], exif[0x8769] = "a phone", {0x9003: "2026:01:02 03:04:05"}
+    info = {"xmp": XMP.encode(), "iptc": IPTC, "exif": exif.tobytes(), "colours": {b"gAMA": struct.pack(">I", 100000)}}
+    frame = formats.Frame(np.asarray(PHOTOGRAPH).astype(np.uint16) * 257)
+    formats.write_picture(tmp_path / "a.png", formats.Picture([frame], info=info))
+    upright = TRUE_XMP.replace("192", "?").replace("160", "192").replace("?", "160")  # the file above is no more turned
+    for ending in ("png", "tif"):
+        result = upscale("a.png", f"a_x4.{ending}", "--format", {"tif": "tiff"}.get(ending, ending))
+        found, said = formats.read_picture(result).info, capsys.readouterr().out
+        assert found["xmp"].decode() == upright and found["iptc"] == IPTC and Image.open(result).getexif()[271] == "a phone"
+        assert found.get("colours") == (info["colours"] if ending == "png" else None)
+        assert ("gAMA and cHRM" in said and "EXIF but for its words" in said) == (ending == "tif")
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        "ImageJ=1.53t\nimages=3\nslices=3\n",
+        '<?xml version="1.0"?><!-- x --><OME xmlns="o"></OME>',
+        '{"shape": [40, 48, 3]}',
+        "shape=(40, 48)",
+    ],
+)
+@pytest.mark.parametrize("is_deep", [False, True])
+def test_a_description_of_the_layout_is_dropped(description, is_deep, upscale, tmp_path, capsys):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.asarray(PHOTOGRAPH).astype(np.uint16) * 257 if is_deep else np.asarray(PHOTOGRAPH)
+    tags = [(315, 2, 0, "somebody", True), (33550, 12, 3, (1.0, 1.0, 0.0), True)]
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", description=description, metadata=None, extratags=tags)
+    words = Image.open(upscale("a.tif", "a_x4.tif")).tag_v2
+    assert 270 not in words and 33550 not in words and words[315] == "somebody"
+    said = capsys.readouterr().out
+    assert "a description of its layout" in said and "the place on the map" in said
+    with tifffile.TiffFile(tmp_path / "out/a_x4.tif") as file:
+        assert file.series[0].shape == (160, 192, 3)
+
+
+def test_png_keeps_what_its_colours_mean(upscale, tmp_path, capsys):
+    chunks = {
+        b"gAMA": struct.pack(">I", 100000),
+        b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000),
+    }
+    PHOTOGRAPH.save(tmp_path / "a.png")
+    for name, content in chunks.items():
+        add_chunk(tmp_path / "a.png", name, content)
+    result = dict(deep.png_chunks(upscale("a.png", "a_x4.png").read_bytes()))
+    assert {name: result[name] for name in chunks} == chunks and "not in" not in capsys.readouterr().out
+    upscale("a.png", "a_x4.jpg", "--format", "jpg")
+    assert "not in the result: gAMA and cHRM" in capsys.readouterr().out
+    PHOTOGRAPH.save(tmp_path / "b.png")
+    add_chunk(tmp_path / "b.png", b"sRGB", b"\0")
+    add_chunk(tmp_path / "b.png", b"gAMA", struct.pack(">I", 45455))
+    assert dict(deep.png_chunks(upscale("b.png", "b_x4.png").read_bytes()))[b"sRGB"] == b"\0"
+    upscale("b.png", "b_x4.jpg", "--format", "jpg")
+    assert "not in" not in capsys.readouterr().out  # sRGB is what all take for granted
+
+
+def test_exif_that_counts_pixels_is_multiplied(upscale, tmp_path):
+    exif = Image.Exif()
+    exif[0x8769] = {0xA20E: 100.0, 0xA20F: 50.0, 0xA214: (20, 30), 0x9003: "2026:01:02 03:04:05"}
+    PHOTOGRAPH.save(tmp_path / "a.jpg", exif=exif)
+    details = Image.open(upscale("a.jpg", "a_x2.png", "--outscale", "2")).getexif().get_ifd(0x8769)
+    assert dict(details) == {0xA20E: 200, 0xA20F: 100, 0x9003: "2026:01:02 03:04:05"}
+
+
 def test_what_does_not_fit_into_memory_is_one_clear_error(upscale, tmp_path, monkeypatch):
     PHOTOGRAPH.save(tmp_path / "a.png")
 
