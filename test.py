@@ -41,6 +41,7 @@ def parse_arguments():
         metavar="LEVEL",
         help="what is white in a 16-bit file that uses less of its range",
     )
+    add("--damaged", action="store_true", help="take what can be decoded of a file that is cut or damaged")
     add_device_arguments(parser)
     return parser.parse_args()
 
@@ -60,13 +61,13 @@ from inference import for_pictures, upscale_frame
 from pictures.comparison import labelled_row, slider_figure, stack, write_page
 from pictures.formats import FORMATS as ENDINGS
 from pictures.formats import Frame, read_picture, to_8_bits, write_picture
+from pictures.opening import MORE_SUFFIXES
 from pictures.pixels import IMAGE_SUFFIXES, enlarge
 from pictures.video import VIDEO_SUFFIXES, upscale_video
 from utils import UserError, atomic_write
 from weights import blend_networks, load_network
 
-KNOWN_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-KNOWN_SUFFIXES |= {".gif", ".apng", ".jfif", ".jpe", ".jp2", ".avif", ".ppm", ".pgm", ".tga"}
+KNOWN_SUFFIXES = IMAGE_SUFFIXES | MORE_SUFFIXES | VIDEO_SUFFIXES
 
 
 def find_inputs(inputs):
@@ -112,7 +113,7 @@ def upscale_file(path, network, args, written):
         frames = upscale_video(path, target, lambda rgb: upscale_frame(network, Frame(rgb), args.tile, args.outscale).rgb)
         print(f"{path}: {frames} frames -> {target} ({time.perf_counter() - before:.1f} s)")
         return
-    picture = read_picture(path, args.white)
+    picture = read_picture(path, args.white, args.damaged)
     target = args.output / f"{path.stem}_x{factor}{ENDINGS[args.format or picture.format]}"
     check_target(target, args, written)
     first, seconds, size = [], [0.0], [None]

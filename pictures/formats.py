@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageSequence, PngImagePlugin
+from PIL import Image, ImageCms, ImageFile, ImageSequence, PngImagePlugin
 
 from devices import is_out_of_memory
 from pictures.deep import declared_white, deep_pixels, png_chunks, stretched, turned, white_level, write_deep
 from pictures.metadata import carried_metadata, exif_of_tiff, jpeg_options, metadata_for, png_texts
+from pictures.opening import cut_is_taken, open_image, reason, with_end
 from pictures.pixels import deep_gray, orientation_of, upright
 from utils import ImageError, UserError, atomic_write
 
@@ -53,35 +54,73 @@ class Picture:
     remark: str = ""  # what of the file is not in the picture
 
 
-def read_picture(path, white=None) -> Picture:
+def read_picture(path, white=None, damaged=False) -> Picture:
     """The picture in an image file. Raises ImageError if it cannot be read; so do its frames as they come.
 
-    `white` is the level that is white in a file of 16 bits that uses less of its range, and does not tell.
+    `white` is the level that is white in a file of 16 bits that uses less of its range, and does not tell. Of a `damaged`
+    file that is taken which can be decoded.
     """
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
             raise ValueError("it is no file")  # a named pipe would be waited for
         data = path.read_bytes()  # the result may take the file's place before the last frame is read
-        image = Image.open(io.BytesIO(data))
-        refuse_camera_raw(image)
-        count, first = getattr(image, "n_frames", 1), 0
-        if getattr(image, "default_image", False):  # of an animated PNG, for those who cannot show the animation
-            count, first = count - 1, 1
-        info = carried_metadata(image, data)
-        if count > 1 and image.format in ANIMATED_INPUTS:
-            size = image.size[::-1] if orientation_of(image) >= 5 else image.size
-            frames = _checked(_animation(image, first, size), path)
-            return Picture(frames, count, size, False, ANIMATED_INPUTS[image.format], info)
-        frame, gray, level, remark = _still(image, data, white)
-        if image.format == "PNG" and level < 65535 and declared_white(image, data) == level:
-            info["sbit"] = dict(png_chunks(data))[b"sBIT"]
+        try:
+            picture = _picture(path, data, white)
+        except Exception:
+            mended = with_end(data)
+            if mended is None and not damaged:
+                raise
+            picture = _picture(path, mended, white) if mended else _damaged_picture(path, data, white)
+            remark = "it is cut behind its last pixel" if mended else "it is damaged: what of it could be decoded is enlarged"
+            picture.remark = "; ".join(filter(None, (remark, picture.remark)))
+        return picture if not damaged or picture.count == 1 else _whole_frames(picture)
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except Exception as error:  # Pillow raises whatever its decoders do
-        raise ImageError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from None
+        raise ImageError(f"{path}: cannot be read as an image ({reason(error)})") from None
+
+
+def _damaged_picture(path, data, white):
+    """As `_picture`; what cannot be decoded is left empty. Raises ValueError if that is all."""
+    with cut_is_taken():
+        picture = _picture(path, data, white)
+        if picture.count == 1 and np.ptp(picture.frames[0].rgb) == 0:
+            raise ValueError("nothing of it can be decoded")
+    return picture
+
+
+def _whole_frames(picture):
+    """The animation up to the first frame that cannot be decoded. Raises ImageError if that is the first."""
+    frames = []
+    try:
+        for frame in picture.frames:
+            frames.append(frame)
+    except ImageError:
+        if not frames:
+            raise
+        picture.remark = f"it is damaged: of its {picture.count} frames {len(frames)} could be decoded"
+    picture.frames, picture.count = frames, len(frames)
+    return picture
+
+
+def _picture(path, data, white):
+    """The picture in the bytes of a file."""
+    image = open_image(io.BytesIO(data))
+    refuse_camera_raw(image)
+    count, first = getattr(image, "n_frames", 1), 0
+    if getattr(image, "default_image", False):  # of an animated PNG, for those who cannot show the animation
+        count, first = count - 1, 1
+    info = carried_metadata(image, data)
+    if count > 1 and image.format in ANIMATED_INPUTS:
+        size = image.size[::-1] if orientation_of(image) >= 5 else image.size
+        frames = _checked(_animation(image, first, size), path)
+        return Picture(frames, count, size, False, ANIMATED_INPUTS[image.format], info)
+    frame, gray, level, remark = _still(image, data, white)
+    if image.format == "PNG" and level < 65535 and declared_white(image, data) == level:
+        info["sbit"] = dict(png_chunks(data))[b"sBIT"]
     if count > 1 and image.format != "MPO":  # a phone's second image, which is for its own use
-        remark = f"it has {count} pages or frames, of which this is the first"
+        remark = "; ".join(filter(None, (f"it has {count} pages or frames, of which this is the first", remark)))
     form = LOSSLESS_INPUTS.get(image.format, "png")
     if form == "bmp" and frame.alpha is not None:
         form = "png"  # we write BMP without transparency
@@ -104,7 +143,7 @@ def _checked(frames, path):
         except StopIteration:
             return
         except Exception as error:
-            raise ImageError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from None
+            raise ImageError(f"{path}: cannot be read as an image ({reason(error)})") from None
         yield frame
 
 
@@ -125,7 +164,12 @@ def _animation(image, first, size):
 def _still(image, data, white):
     """The frame of an image that stands still, whether it is gray, the level of white as in Picture, and a remark."""
     orientation = orientation_of(image)  # before it is loaded, which turns a TIFF
-    pixels, remark = deep_pixels(image, data)
+    try:
+        pixels, remark = deep_pixels(image, data)
+    except Exception:
+        if not ImageFile.LOAD_TRUNCATED_IMAGES:
+            raise
+        pixels, remark = None, "its 16 bits are read as 8, since it is damaged"
     if pixels is not None:
         pixels = np.ascontiguousarray(turned(pixels, orientation))
         gray, alpha = pixels.shape[2] <= 2, pixels[..., -1] if pixels.shape[2] in (2, 4) else None

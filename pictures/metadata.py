@@ -9,7 +9,7 @@ import re
 import struct
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pictures.deep import WORD_TAGS, png_chunks
 
@@ -52,7 +52,11 @@ def carried_metadata(image, data):
     Under "dropped", a list, stands what of it would be false there. `data` are the bytes of the file.
     """
     info = {"dropped": [], "text": {}}
-    texts = {key: str(value) for key, value in getattr(image, "text", {}).items() if isinstance(value, str)}
+    texts = {}
+    if ImageFile.LOAD_TRUNCATED_IMAGES and getattr(image, "is_animated", False):
+        info["dropped"].append("texts")  # which Pillow looks for behind the last frame
+    else:
+        texts = {key: str(value) for key, value in getattr(image, "text", {}).items() if isinstance(value, str)}
     for key, value in texts.items():
         if key.startswith("Thumb::"):
             info["dropped"].append("what it is the thumbnail of")

@@ -3,6 +3,7 @@
 Not here: what a file carries beside its colours (formats.py).
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pictures.deep import declared_white, deep_pixels, stretched, turned, white_level
+from pictures.opening import open_image, reason, with_end
 from utils import ImageError, atomic_write
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -24,21 +26,33 @@ def read_image(path) -> np.ndarray:
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise ValueError("it is no file")  # a named pipe would be waited for
-        with open(path, "rb") as file, Image.open(file) as image:  # by its path, Pillow would map it, with errors
-            if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
-                image = Image.fromarray((deep_gray(image, whole(file))[0] // 257).astype(np.uint8))
-            else:
-                image = colours_of_fewer_bits(image, file) or upright(image)
-            if image.mode == "F":
-                raise ValueError("floating-point pixels, whose range nobody knows")
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        with open(path, "rb") as file:  # by its path, Pillow would map it, with errors
+            try:
+                return _rgb(file)
+            except OSError:
+                mended = with_end(whole(file))
+                if mended is None:
+                    raise
+            return _rgb(io.BytesIO(mended))
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except Exception as error:  # Pillow raises whatever its decoders do
-        raise ImageError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from None
+        raise ImageError(f"{path}: cannot be read as an image ({reason(error)})") from None
+
+
+def _rgb(file):
+    """The image of an open file, as `read_image` returns it."""
+    with open_image(file) as image:
+        if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
+            image = Image.fromarray((deep_gray(image, whole(file))[0] // 257).astype(np.uint8))
+        else:
+            image = colours_of_fewer_bits(image, file) or upright(image)
+        if image.mode == "F":
+            raise ValueError("floating-point pixels, whose range nobody knows")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def orientation_of(image):

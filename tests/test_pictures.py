@@ -1,5 +1,6 @@
 """Pictures as people have them, through test.py: what they are must still be so in the result."""
 
+import re
 import struct
 import sys
 import zlib
@@ -14,7 +15,7 @@ from skimage import data
 import test as test_script
 import utils
 from models import SRResNet
-from pictures import deep, formats
+from pictures import deep, formats, opening
 from pictures.deep import turned
 from pictures.pixels import orientation_of, read_image
 from pictures.video import upscale_video
@@ -694,6 +695,123 @@ def test_exif_that_counts_pixels_is_multiplied(upscale, tmp_path):
     PHOTOGRAPH.save(tmp_path / "a.jpg", exif=exif)
     details = Image.open(upscale("a.jpg", "a_x2.png", "--outscale", "2")).getexif().get_ifd(0x8769)
     assert dict(details) == {0xA20E: 200, 0xA20F: 100, 0x9003: "2026:01:02 03:04:05"}
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 100, "subsampling": 0}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_that_lacks_only_its_end_is_taken(mode, options, tmp_path):
+    PHOTOGRAPH.convert(mode).save(tmp_path / "a.jpg", **options)
+    data, expected = (tmp_path / "a.jpg").read_bytes(), only(tmp_path / "a.jpg").rgb
+    for length in (1, 2):
+        (tmp_path / "a.jpg").write_bytes(data[:-length])
+        picture = formats.read_picture(tmp_path / "a.jpg")
+        assert np.array_equal(picture.frames[0].rgb, expected) and "cut behind its last pixel" in picture.remark
+        assert np.array_equal(read_image(tmp_path / "a.jpg"), expected)
+    scans = [place.start() for place in re.finditer(b"\xff\xda", data)]
+    for length in (len(data) - 5, len(data) - 40, len(data) // 2 + 200, *(scans[1:] if "progressive" in options else [])):
+        (tmp_path / "a.jpg").write_bytes(data[:length])  # pixels are missing, or bits of them
+        for read in (formats.read_picture, read_image):
+            with pytest.raises(utils.ImageError, match="truncated"):
+                read(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.bmp", "deep.png"])
+def test_of_a_cut_picture_that_is_taken_which_can_be_decoded(name, upscale, tmp_path, capsys):
+    if name == "deep.png":
+        frame = formats.Frame(np.asarray(PHOTOGRAPH).astype(np.uint16) * 257)
+        formats.write_picture(tmp_path / name, formats.Picture([frame]))
+    else:
+        PHOTOGRAPH.save(tmp_path / name)
+    whole = formats.to_8_bits(only(tmp_path / name).rgb).astype(int)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) * 2 // 3])
+    result = f"{name.split('.')[0]}_x4.{'png' if name == 'a.jpg' else name.split('.')[1]}"
+    with pytest.raises(utils.ImageError, match=f"{name}: cannot be read"):
+        upscale(name, result)
+    assert Image.open(upscale(name, result, "--damaged")).size == (192, 160)
+    assert "it is damaged: what of it could be decoded is enlarged" in capsys.readouterr().out
+    [frame] = formats.read_picture(tmp_path / name, damaged=True).frames
+    same = (frame.rgb == whole).all(axis=(1, 2))
+    assert not same.all() and same.sum() >= 8
+
+
+def test_of_a_cut_animation_the_whole_frames_are_taken(tmp_path):
+    frames = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 48, 3), np.uint8)) for i in range(4)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:], duration=70)
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[: len(data) * 5 // 8])
+    with pytest.raises(utils.ImageError, match="a.png: cannot be read"):
+        list(formats.read_picture(tmp_path / "a.png").frames)
+    picture = formats.read_picture(tmp_path / "a.png", damaged=True)
+    assert picture.count == len(picture.frames) == 2 and "of its 4 frames 2" in picture.remark
+    assert np.array_equal(picture.frames[1].rgb, np.asarray(frames[1]))
+
+
+def test_a_damaged_file_without_a_pixel_is_still_an_error(tmp_path):
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for name, length in (("a.bmp", 54), ("a.png", 45), ("a.tga", 18)):  # the headers
+        PHOTOGRAPH.save(tmp_path / name)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:length])
+    for name in ("a.bmp", "a.png", "a.tga", "b.png"):
+        with pytest.raises(utils.ImageError, match=name):
+            formats.read_picture(tmp_path / name, damaged=True)
+
+
+def test_an_unreadable_file_is_named_by_its_path(tmp_path):
+    files = {
+        "a.png": b"",
+        "b.jpg": b"<html>not found</html>",
+        "c.webp": b"RIFF1234WEBPxxxx",
+        "d.tif": b"II*\0",
+        "e.gif": b"GIF89a",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        for read in (formats.read_picture, read_image):
+            with pytest.raises(utils.ImageError) as refused:
+                read(tmp_path / name)
+            assert str(tmp_path / name) in str(refused.value) and "_io." not in str(refused.value), name
+
+
+@pytest.mark.parametrize("name", ["a.ico", "a.dds", "a.qoi", "a.pcx", "a.sgi", "a.dib", "a.j2k", "a.pnm", "a.mpo", "a.icns"])
+def test_what_pillow_reads_is_read_in_folders(name, weights, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    image = PHOTOGRAPH.resize((64, 64))
+    if name == "a.qoi":  # a header, and one run of each of two colours
+        runs = b"\xfe\xff\x00\x00\xfd" * 20 + b"\xfe\x00\x00\xff\xfd" * 20
+        (folder / name).write_bytes(b"qoif" + struct.pack(">IIBB", 63, 40, 3, 0) + runs + bytes(7) + b"\1")
+    else:
+        image.save(folder / name)
+    [found] = test_script.find_inputs([folder])
+    [frame] = formats.read_picture(found).frames
+    if name == "a.qoi":
+        assert frame.rgb[0, 0].tolist() == [255, 0, 0] and frame.rgb[39, 30].tolist() == [0, 0, 255]
+    else:
+        reduced = np.asarray(Image.fromarray(frame.rgb).resize((64, 64))).astype(int)
+        assert np.abs(reduced - np.asarray(image)).mean() < 12
+
+
+def test_heic_needs_a_package_and_says_so(tmp_path, monkeypatch):
+    opening.register_heif.cache_clear()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it was not installed
+    for name, brand in (("a.heic", b"heic"), ("b.heif", b"mif1"), ("c.jpg", b"heix")):
+        (tmp_path / name).write_bytes(struct.pack(">I", 24) + b"ftyp" + brand + bytes(4) + brand + b"miaf")
+        for read in (formats.read_picture, read_image):
+            with pytest.raises(utils.ImageError, match=f"{name}.*pip install pillow-heif"):
+                read(tmp_path / name)
+    assert [path.name for path in test_script.find_inputs([tmp_path])] == ["a.heic", "b.heif", "c.jpg"]
+
+
+def test_heic(upscale, tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    opening.register_heif.cache_clear()
+    exif = Image.Exif()
+    exif[271] = "a phone"
+    pillow_heif.from_pillow(PHOTOGRAPH).save(tmp_path / "a.heic", quality=95, exif=exif.tobytes())
+    assert np.abs(read_image(tmp_path / "a.heic").astype(int) - np.asarray(PHOTOGRAPH)).mean() < 6
+    result = Image.open(upscale("a.heic", "a_x4.png"))
+    assert result.size == (192, 160) and result.getexif()[271] == "a phone"
 
 
 def test_what_does_not_fit_into_memory_is_one_clear_error(upscale, tmp_path, monkeypatch):
