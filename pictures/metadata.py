@@ -123,7 +123,7 @@ def _read_words(image, info):
         info["iptc"] = iptc
     if any(2000 <= number <= 2997 for number in resources):
         info["dropped"].append("Photoshop's paths")
-    comment = image.info.get("comment") if image.format in ("JPEG", "GIF") else info["text"].pop("Comment", None)
+    comment = image.info.get("comment") if image.format in ("JPEG", "MPO", "GIF") else info["text"].pop("Comment", None)
     if isinstance(comment, bytes):
         try:
             comment = comment.decode()

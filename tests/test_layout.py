@@ -10,7 +10,16 @@ from conftest import ROOT
 FLOORS = [
     {"utils"},
     {"layers", "losses", "degradations", "devices"},
-    {"models", "pictures.pixels", "pictures.formats", "pictures.deep", "pictures.video", "pictures.comparison", "pictures.metadata", "pictures.opening"},
+    {
+        "models",
+        "pictures.pixels",
+        "pictures.formats",
+        "pictures.deep",
+        "pictures.video",
+        "pictures.comparison",
+        "pictures.metadata",
+        "pictures.opening",
+    },
     {"inference", "weights"},
     {"metrics", "datasets"},
     {"runs"},
