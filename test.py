@@ -59,6 +59,13 @@ def parse_arguments():
     existing.add_argument("--skip-existing", action="store_true", help="go on with a batch: leave results that exist")
     add("--compare", action="store_true", help="also write a labelled panel and a page with a before/after slider")
     add("--tile", type=number(int, 16), metavar="PIXELS", help="side of the tiles of the input (default: what fits in memory)")
+    add(
+        "--white",
+        type=number(int, 1, 65535),
+        metavar="LEVEL",
+        help="what is white in a 16-bit file that uses less of its range",
+    )
+    add("--damaged", action="store_true", help="take what can be decoded of a file that is cut or damaged")
     add_device_arguments(parser)
     return parser.parse_args()
 
@@ -78,18 +85,18 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
-from devices import is_out_of_memory, pick_device, pick_dtype
-from inference import for_inference, upscale_frame
+from devices import is_out_of_memory, pick_device
+from inference import for_pictures, upscale_frame
 from pictures.comparison import labelled_row, slider_figure, stack, write_page
 from pictures.formats import FORMATS as ENDINGS
 from pictures.formats import Frame, check_format, read_picture, to_8_bits, write_picture
+from pictures.opening import MORE_SUFFIXES
 from pictures.pixels import IMAGE_SUFFIXES, enlarge
 from pictures.video import VIDEO_SUFFIXES, upscale_video
 from utils import UserError, atomic_write
 from weights import blend_networks, load_network
 
-KNOWN_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-KNOWN_SUFFIXES |= {".gif", ".apng", ".jfif", ".jpe", ".jp2", ".avif", ".ppm", ".pgm", ".tga"}
+KNOWN_SUFFIXES = IMAGE_SUFFIXES | MORE_SUFFIXES | VIDEO_SUFFIXES
 RESULT = re.compile(r"(.+)_x[\d.]+(_compare|_part)?", re.DOTALL)  # the stem of a result, after that of its input
 NAME_LIMIT = 255  # bytes in the name of a file
 
@@ -239,7 +246,7 @@ def upscale_file(path, place, network, args, written):
             print(f"  {remark}")
         tell_of_name(path, place, target, factor)
         return True
-    picture = read_picture(path)
+    picture = read_picture(path, args.white, args.damaged)
     target = args.output if args.output_file else path_of_result(place, factor + ENDINGS[args.format or picture.format])
     panel, page = (path_of_result(place, f"{factor}_compare.{ending}") for ending in ("png", "html"))
     if not check_target(path, target, args, written):
@@ -260,11 +267,11 @@ def upscale_file(path, place, network, args, written):
                 first.extend((frame.rgb, result.rgb))
             yield result
 
-    write_picture(target, replace(picture, frames=results()), args.quality)
+    dropped = write_picture(target, replace(picture, frames=results()), args.quality)
     frames = f", {picture.count} frames" if picture.count > 1 else ""
     print(f"{path}: {picture.size[0]}x{picture.size[1]} -> {target}: {size[0]}{frames}, inference {seconds[0]:.2f} s")
-    if picture.remark:
-        print(f"  {picture.remark}")
+    if picture.remark or dropped:
+        print(f"  {'; '.join(filter(None, (picture.remark, dropped)))}")
     tell_of_name(path, place, target, factor)
     if args.compare:
         compare(*first, target.name, panel, page, args.weights.stem)
@@ -334,7 +341,7 @@ def main(args):
     if args.blend is not None:
         network = blend_networks(load_network(args.blend_with), network, args.blend)
     device = pick_device(args.device)
-    network = for_inference(network, device, pick_dtype(args.precision, device))
+    network = for_pictures(network, device, args.precision)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

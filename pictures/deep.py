@@ -10,6 +10,9 @@ import torch
 from PIL import Image
 
 
+WORD_TAGS = (270, 271, 272, 305, 306, 315, 33432)  # of EXIF: description, make, model, software, date, artist, copyright
+
+
 def deep_pixels(image, data):
     """The pixels of an image with 16 bits and more than a gray channel: (H, W, C) uint16, and a remark.
 
@@ -60,6 +63,58 @@ def _decode_tiff(data):
     return pixels[..., : colours + has_alpha]
 
 
+def png_chunks(data):
+    """The chunks of a PNG before its pixels, which tell what these mean: pairs of a name and its content, both bytes."""
+    at = 8
+    while at + 8 <= len(data) and data[at + 4 : at + 8] != b"IDAT":
+        length = int.from_bytes(data[at : at + 4], "big")
+        yield data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        at += length + 12
+
+
+def declared_white(image, data) -> int:
+    """The level that the header of a TIFF or PNG of 16 bits calls white: MaxSampleValue, sBIT. 65535 if it tells none.
+
+    By its standard sBIT means that the lower bits are filling, but there are writers that put 12 bits into the lower 12.
+    """
+    if image.format == "TIFF":
+        level = int(np.max(image.tag_v2.get(281, 65535)))
+    else:
+        significant = dict(png_chunks(data)).get(b"sBIT", b"") if image.format == "PNG" else b""
+        level = 2 ** max(significant[: 3 if len(significant) > 2 else 1], default=16) - 1  # the fourth is that of alpha
+    return level if 0 < level < 65535 else 65535
+
+
+def white_level(pixels, image, data, asked=None):
+    """Which of the values of a file of 16 bits is white, and a remark: `asked` if given, or the declared one if it can be true.
+
+    `pixels` are all values of its colours, as they lie in the file; `image` and `data` as for `deep_pixels`.
+    """
+    highest = int(pixels.max())
+    if asked:
+        above = float((pixels > asked).mean())
+        return asked, f"{max(above, 1e-4):.2%} of its values are above --white {asked}, and cut to it" if above else ""
+    level = declared_white(image, data)
+    if image.format == "PNG" and not np.any(pixels & (65535 // (level + 1))):
+        level = 65535  # the lower bits are filling indeed
+    if highest <= level < 65535:
+        return level, ""
+    if not 0 < highest < 8192:
+        return 65535, ""
+    guess = max(255, 2 ** highest.bit_length() - 1)
+    return 65535, f"its values end at {highest} of 65535, so it is nearly black; if {guess} is white, give --white {guess}"
+
+
+def stretched(pixels, white):
+    """Values from 0 to `white` -> (0 to 65535) uint16; what is above is cut."""
+    return (np.minimum(pixels, white).astype(np.uint32) * 65535 // white).astype(np.uint16)
+
+
+def in_units_of(white, pixels):
+    """The inverse of `stretched`."""
+    return ((pixels.astype(np.uint32) * white + 32767) // 65535).astype(np.uint16)
+
+
 def turned(pixels, orientation):
     """The pixels (H, W, C) turned as the EXIF orientation 1..8 says."""
     if orientation in (5, 6, 7, 8):
@@ -71,23 +126,34 @@ def turned(pixels, orientation):
     return pixels
 
 
-def write_deep(file, form, rgb, alpha, gray, info):
-    """Write (H, W, 3) uint16, and alpha (H, W) or None, as "png" or "tiff" with the metadata of Picture.info."""
+def write_deep(file, form, rgb, alpha, gray, info, white=65535):
+    """Write (H, W, 3) uint16, and alpha (H, W) or None, as "png" or "tiff" with the metadata of Picture.info.
+
+    `white` is the level of the file that 65535 becomes.
+    """
+    rgb = in_units_of(white, rgb) if white != 65535 else rgb
     if gray and (alpha is None or form == "png"):  # Pillow and others cannot open a TIFF of gray and alpha
         rgb = np.round(rgb.mean(axis=2, keepdims=True)).astype(np.uint16)
     pixels = rgb if alpha is None else np.concatenate([rgb, alpha[..., None]], axis=2)
     if form == "png":
         _write_png(file, pixels, info)
     else:
-        _write_tiff(file, pixels, alpha is not None, info)
+        _write_tiff(file, pixels, alpha is not None, info, white)
 
 
-def _write_tiff(file, pixels, has_alpha, info):
+def _write_tiff(file, pixels, has_alpha, info, white):
     from tifffile import imwrite
 
     exif = Image.Exif()
     exif.load(info.get("exif", b""))
-    words = {tag: exif[tag] for tag in (270, 271, 272, 305, 306, 315, 33432) if isinstance(exif.get(tag), str)}
+    words = {tag: exif[tag] for tag in WORD_TAGS if isinstance(exif.get(tag), str)}
+    tags = [(tag, 2, 0, word.encode(), True) for tag, word in words.items()]  # 2: ASCII
+    tags += [
+        (tag, kind, len(info[key]), info[key], True) for tag, kind, key in ((700, 1, "xmp"), (33723, 7, "iptc")) if key in info
+    ]
+    if white != 65535:
+        highest = [white] * (pixels.shape[2] - has_alpha) + [65535] * has_alpha
+        tags.append((281, 3, len(highest), highest if len(highest) > 1 else white, True))  # MaxSampleValue; 3: SHORT
     imwrite(
         file,
         pixels.squeeze(2) if pixels.shape[2] == 1 else pixels,
@@ -98,7 +164,7 @@ def _write_tiff(file, pixels, has_alpha, info):
         iccprofile=info.get("icc_profile"),
         metadata=None,
         software=False,
-        extratags=[(tag, 2, 0, word.encode(), True) for tag, word in words.items()],  # 2: ASCII
+        extratags=tags,
     )
 
 
@@ -112,13 +178,18 @@ def _write_png(file, pixels, info):
 
     file.write(b"\x89PNG\r\n\x1a\n")
     chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0))
+    if "sbit" in info:
+        chunk(b"sBIT", info["sbit"])
+    for name, content in info.get("colours", {}).items():
+        if name != b"sRGB" or "icc_profile" not in info:  # one of both is allowed
+            chunk(name, content)
     if "icc_profile" in info:
         chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(info["icc_profile"]))
     if "dpi" in info:
         chunk(b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in info["dpi"]), 1))
     if "exif" in info:
         chunk(b"eXIf", info["exif"].removeprefix(b"Exif\0\0"))
-    for key, value in info.get("text", {}).items():
+    for key, value in info.get("text", {}).items():  # of `png_texts`
         chunk(b"iTXt", key.encode("latin-1", "replace")[:79] + b"\0\0\0\0\0" + value.encode())
     compressor, above = zlib.compressobj(4), np.zeros(width * channels * 2, np.uint8)
     for row in pixels:

@@ -6,18 +6,18 @@ them. Not here: pixels of 16 bits (deep.py), the plain reader for training and m
 
 import contextlib
 import io
-import math
-import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageSequence, PngImagePlugin, features
+from PIL import Image, ImageCms, ImageFile, ImageSequence, PngImagePlugin, features
 
 from devices import is_out_of_memory
-from pictures.deep import deep_pixels, turned, write_deep
+from pictures.deep import declared_white, deep_pixels, png_chunks, stretched, turned, white_level, write_deep
+from pictures.metadata import carried_metadata, exif_of_tiff, jpeg_options, metadata_for, png_texts
+from pictures.opening import cut_is_taken, open_image, reason, with_end
 from pictures.pixels import deep_gray, orientation_of, upright
 from utils import ImageError, UserError, atomic_write
 
@@ -27,12 +27,6 @@ OTHER_ENDINGS = {".jpeg": "jpg", ".jpe": "jpg", ".jfif": "jpg", ".tiff": "tiff",
 DEEP_FORMATS, ANIMATED_FORMATS = {"png", "tiff"}, {"gif", "webp", "png", "avif"}
 LOSSLESS_INPUTS = {"PNG": "png", "BMP": "bmp", "TIFF": "tiff"}  # which keep their format by default
 ANIMATED_INPUTS = {"GIF": "gif", "WEBP": "webp", "PNG": "png", "AVIF": "avif"}
-
-# Tags of EXIF, which is a TIFF without pixels, that tell how pixels lie in the file: the size, compression, strips, tiles,
-# samples, palette, thumbnail. A TIFF has them all, some phones write a few, and none is true of the result.
-LAYOUT_TAGS = {*range(254, 267), 273, *range(277, 282), 284, *range(286, 294), 297, 317, *range(320, 326), 330}
-LAYOUT_TAGS |= {*range(332, 337), *range(338, 348), *range(512, 533), 34675}
-ORIENTATION_TAGS = {0x0112, 700}  # EXIF's own, and XMP, which may hold it again: it is applied
 
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # for profiles and texts of over 1 MB
 
@@ -55,38 +49,83 @@ class Picture:
     size: tuple[int, int] = (0, 0)  # width, height
     gray: bool = False
     format: str = "png"  # to write it in, if nobody asks for another: a key of FORMATS
-    info: dict = field(default_factory=dict)  # of icc_profile, dpi, exif, text, loop (0: endless; none: once)
+    # Of icc_profile, dpi, exif, xmp, iptc, comment, text, colours, loop (0: endless; none: once), and of what is dropped.
+    info: dict = field(default_factory=dict)
+    white: int = 65535  # of 16 bits: the level of the file that is white, as 65535 is in the frames
     remark: str = ""  # what of the file is not in the picture
 
 
-def read_picture(path) -> Picture:
-    """The picture in an image file. Raises ImageError if it cannot be read; so do its frames as they come."""
+def read_picture(path, white=None, damaged=False) -> Picture:
+    """The picture in an image file. Raises ImageError if it cannot be read; so do its frames as they come.
+
+    `white` is the level that is white in a file of 16 bits that uses less of its range, and does not tell. Of a `damaged`
+    file that is taken which can be decoded.
+    """
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
             raise ValueError("it is no file")  # a named pipe would be waited for
         data = path.read_bytes()  # the result may take the file's place before the last frame is read
-        image = Image.open(io.BytesIO(data))
-        refuse_camera_raw(image)
-        count, first = getattr(image, "n_frames", 1), 0
-        if getattr(image, "default_image", False):  # of an animated PNG, for those who cannot show the animation
-            count, first = count - 1, 1
-        info = carried_metadata(image)
-        if count > 1 and image.format in ANIMATED_INPUTS:
-            size = image.size[::-1] if orientation_of(image) >= 5 else image.size
-            frames = _checked(_animation(image, first, size), path)
-            return Picture(frames, count, size, False, ANIMATED_INPUTS[image.format], info)
-        frame, gray, remark = _still(image, data)
+        try:
+            picture = _picture(path, data, white)
+        except Exception:
+            mended = with_end(data)
+            if mended is None and not damaged:
+                raise
+            picture = _picture(path, mended, white) if mended else _damaged_picture(path, data, white)
+            remark = "it is cut behind its last pixel" if mended else "it is damaged: what of it could be decoded is enlarged"
+            picture.remark = "; ".join(filter(None, (remark, picture.remark)))
+        return picture if not damaged or picture.count == 1 else _whole_frames(picture)
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except Exception as error:  # Pillow raises whatever its decoders do
-        raise ImageError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from None
+        raise ImageError(f"{path}: cannot be read as an image ({reason(error)})") from None
+
+
+def _damaged_picture(path, data, white):
+    """As `_picture`; what cannot be decoded is left empty. Raises ValueError if that is all."""
+    with cut_is_taken():
+        picture = _picture(path, data, white)
+        if picture.count == 1 and np.ptp(picture.frames[0].rgb) == 0:
+            raise ValueError("nothing of it can be decoded")
+    return picture
+
+
+def _whole_frames(picture):
+    """The animation up to the first frame that cannot be decoded. Raises ImageError if that is the first."""
+    frames = []
+    try:
+        for frame in picture.frames:
+            frames.append(frame)
+    except ImageError:
+        if not frames:
+            raise
+        picture.remark = f"it is damaged: of its {picture.count} frames {len(frames)} could be decoded"
+    picture.frames, picture.count = frames, len(frames)
+    return picture
+
+
+def _picture(path, data, white):
+    """The picture in the bytes of a file."""
+    image = open_image(io.BytesIO(data))
+    refuse_camera_raw(image)
+    count, first = getattr(image, "n_frames", 1), 0
+    if getattr(image, "default_image", False):  # of an animated PNG, for those who cannot show the animation
+        count, first = count - 1, 1
+    info = carried_metadata(image, data)
+    if count > 1 and image.format in ANIMATED_INPUTS:
+        size = image.size[::-1] if orientation_of(image) >= 5 else image.size
+        frames = _checked(_animation(image, first, size), path)
+        return Picture(frames, count, size, False, ANIMATED_INPUTS[image.format], info)
+    frame, gray, level, remark = _still(image, data, white)
+    if image.format == "PNG" and level < 65535 and declared_white(image, data) == level:
+        info["sbit"] = dict(png_chunks(data))[b"sBIT"]
     if count > 1 and image.format != "MPO":  # a phone's second image, which is for its own use
-        remark = f"it has {count} pages or frames, of which this is the first"
+        remark = "; ".join(filter(None, (f"it has {count} pages or frames, of which this is the first", remark)))
     form = LOSSLESS_INPUTS.get(image.format, "png")
     if form == "bmp" and frame.alpha is not None:
         form = "png"  # we write BMP without transparency
-    return Picture([frame], 1, frame.rgb.shape[1::-1], gray, form, info, remark)
+    return Picture([frame], 1, frame.rgb.shape[1::-1], gray, form, info, level, remark)
 
 
 def refuse_camera_raw(image):
@@ -94,36 +133,6 @@ def refuse_camera_raw(image):
     tags = getattr(image, "tag_v2", {})
     if 50706 in tags or (tags.get(254, 0) & 1 and 330 in tags):  # DNG's version; a reduced image, and others below it
         raise ValueError("a camera's raw file, of which only the preview could be read; develop it first")
-
-
-def carried_metadata(image):
-    """What goes from an image to its result past the network, as Picture.info has it. To be asked before image.load()."""
-    info = {"text": {key: _as_result(value) for key, value in getattr(image, "text", {}).items() if isinstance(value, str)}}
-    info["text"].pop("Raw profile type exif", None)  # EXIF once more, as it was
-    if image.info.get("icc_profile") and image.mode not in ("CMYK", "YCbCr", "LAB"):  # of inks, and the pixels will be RGB
-        info["icc_profile"] = image.info["icc_profile"]
-    dpi = [float(value) for value in np.atleast_1d(image.info.get("dpi", ()))]
-    told = image.format != "TIFF" or 282 in image.tag_v2  # Pillow makes up a dpi of 1
-    if told and len(dpi) == 2 and all(math.isfinite(value) and 1 <= value <= 1e5 for value in dpi):
-        info["dpi"] = tuple(dpi)
-    if "loop" in image.info:
-        info["loop"] = image.info["loop"]
-    with contextlib.suppress(Exception):  # what EXIF says is often damaged, and the picture is whole all the same
-        exif = Image.Exif()
-        exif.load(image.getexif().tobytes())  # a copy, since the original will be asked how to turn
-        for tag in (LAYOUT_TAGS | ORIENTATION_TAGS) & set(exif):
-            del exif[tag]
-        if 0x8769 in exif:
-            for tag in (0xA002, 0xA003):  # the width and height, once more
-                exif.get_ifd(0x8769).pop(tag, None)
-        if len(exif):
-            info["exif"] = exif.tobytes()
-    return info
-
-
-def _as_result(text):
-    """A text of a PNG; if it is XMP, without the orientation, which is applied."""
-    return re.sub(r'tiff:Orientation="\d"|<tiff:Orientation>\d</tiff:Orientation>', "", text)
 
 
 def _checked(frames, path):
@@ -135,7 +144,7 @@ def _checked(frames, path):
         except StopIteration:
             return
         except Exception as error:
-            raise ImageError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from None
+            raise ImageError(f"{path}: cannot be read as an image ({reason(error)})") from None
         yield frame
 
 
@@ -153,29 +162,40 @@ def _animation(image, first, size):
         yield frame
 
 
-def _still(image, data):
-    """The frame of an image that stands still, whether it is gray, and a remark."""
+def _still(image, data, white):
+    """The frame of an image that stands still, whether it is gray, the level of white as in Picture, and a remark."""
     orientation = orientation_of(image)  # before it is loaded, which turns a TIFF
-    pixels, remark = deep_pixels(image, data)
+    try:
+        pixels, remark = deep_pixels(image, data)
+    except Exception:
+        if not ImageFile.LOAD_TRUNCATED_IMAGES:
+            raise
+        pixels, remark = None, "its 16 bits are read as 8, since it is damaged"
     if pixels is not None:
         pixels = np.ascontiguousarray(turned(pixels, orientation))
         gray, alpha = pixels.shape[2] <= 2, pixels[..., -1] if pixels.shape[2] in (2, 4) else None
-        return Frame(np.repeat(pixels[..., :1], 3, axis=2) if gray else pixels[..., :3], alpha), gray, ""
+        colours = np.repeat(pixels[..., :1], 3, axis=2) if gray else pixels[..., :3]
+        level, remark = white_level(colours, image, data, white)
+        return Frame(colours if level == 65535 else stretched(colours, level), alpha), gray, level, remark
+    if image.mode.startswith("I"):
+        pixels, level, remark = deep_gray(image, data, white)
+        alpha, key = None, image.info.get("transparency")
+        if isinstance(key, int):
+            alpha = np.where(pixels == stretched(np.array(key), level), 0, 65535).astype(np.uint16)
+        return Frame(np.repeat(pixels[..., None], 3, axis=2), alpha), True, level, remark
+    if white:
+        remark = "; ".join(filter(None, [remark, "--white is for 16 bits, which it has not"]))
     key = image.info.get("transparency")
     if image.format == "PNG" and data[24] in (2, 4) and data[25] == 0 and isinstance(key, int):
         image.info["transparency"] = key * 255 // (2 ** data[24] - 1)  # Pillow scales the pixels and forgets this
-    gray = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
-    return _frame(upright(image)), gray, remark
+    gray = image.mode in ("1", "L", "LA", "La")
+    return _frame(upright(image)), gray, 65535, remark
 
 
 def _frame(image) -> Frame:
-    """A frame of 8 bits a channel, or of 16 for 16-bit gray."""
+    """A frame of 8 bits a channel."""
     image.load()  # before that, WebP does not know the duration
     duration = image.info.get("duration", 0)
-    if image.mode.startswith("I"):
-        gray, key = deep_gray(image), image.info.get("transparency")
-        alpha = np.where(gray == key, 0, 65535).astype(np.uint16) if isinstance(key, int) else None
-        return Frame(np.repeat(gray[..., None], 3, axis=2), alpha, duration)
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range nobody knows; save it with 8 or 16 bits")
     if image.mode == "CMYK" and image.info.get("icc_profile"):
@@ -210,10 +230,26 @@ def check_format(form):
         raise UserError("AVIF is written by Pillow 11.3 or newer: pip install -U pillow")
 
 
+def has_no_colour(frame) -> bool:
+    """Whether the channels of each visible pixel are equal to 2 levels of 255, as lossy files leave them of gray pictures."""
+    red, green, blue = np.moveaxis(frame.rgb, 2, 0)
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    if frame.alpha is not None:
+        spread = spread[frame.alpha > 0]
+    return spread.max(initial=0) <= 2 * (np.iinfo(frame.rgb.dtype).max // 255)
+
+
+def without_colour(rgb) -> np.ndarray:
+    """(H, W, 3) uint8 or uint16 with the mean of its channels, rounded, in each of them."""
+    total = rgb.sum(axis=2, keepdims=True, dtype=np.uint16 if rgb.dtype == np.uint8 else np.uint32)
+    return np.repeat(((total + 1) // 3).astype(rgb.dtype), 3, axis=2)
+
+
 def write_picture(path, picture, quality=None):
     """Write a picture in the format of the path's ending, whole or not at all, with its metadata as far as the format has it.
 
     `quality`, 1 to 100, is of JPEG (default: 95), WebP (without it, WebP is lossless) and AVIF (default: 90).
+    Returns a remark on what of the metadata is not in it, "" if nothing.
     Raises UserError for what the format cannot hold (an animation, a side of over 65,535 pixels in a JPEG).
     """
     path = Path(path)
@@ -221,20 +257,25 @@ def write_picture(path, picture, quality=None):
     check_format(form)
     if picture.count > 1 and form not in ANIMATED_FORMATS:
         raise UserError(f"{path}: {form} holds no animation; give --format gif, webp or png")
-    frames, info = iter(picture.frames), dict(picture.info)
+    frames = iter(picture.frames)
+    first = next(frames)
+    size, deep = first.rgb.shape[1::-1], first.rgb.dtype == np.uint16 and form in DEEP_FORMATS and picture.count == 1
+    info, dropped = metadata_for(form, picture.info, picture.size if all(picture.size) else size, size, deep)
     if info.get("icc_profile", b"")[16:20] == b"GRAY" and not (picture.gray and form in ("png", "tiff", "jpg")):
         del info["icc_profile"]  # the result is RGB
-    first = next(frames)
+        dropped.append("the colour profile, which is for gray")
     try:
         with atomic_write(path) as file:
-            if first.rgb.dtype == np.uint16 and form in DEEP_FORMATS and picture.count == 1:
-                write_deep(file, form, first.rgb, first.alpha, picture.gray, info)
+            if deep:
+                info |= {"text": png_texts(info)}
+                write_deep(file, form, first.rgb, first.alpha, picture.gray, info, picture.white)
             else:
                 _write_shallow(file, form, first, frames, picture, info, quality)
     except (ValueError, SystemError, OverflowError, RuntimeError, struct.error) as error:
         if is_out_of_memory(error):
             raise
         raise UserError(f"{path}: cannot be written as {form}: {error}") from None
+    return f"not in the result: {', '.join(dropped)}" if dropped else ""
 
 
 def _write_shallow(file, form, first, frames, picture, info, quality):
@@ -243,16 +284,20 @@ def _write_shallow(file, form, first, frames, picture, info, quality):
     if form == "png":
         options["compress_level"] = 4  # a third larger a file than 9, in a tenth of the time
         options["pnginfo"] = PngImagePlugin.PngInfo()
-        for key, value in info.get("text", {}).items():
+        for key, value in png_texts(info).items():
             options["pnginfo"].add_itxt(key, value)
+        for name, content in info.get("colours", {}).items():
+            options["pnginfo"].add(name, content)
     if form == "jpg":
-        options |= {"quality": quality or 95, "subsampling": 0}
+        options |= {"quality": quality or 95, "subsampling": 0} | jpeg_options(info)
     if form == "webp":
-        options |= {"quality": quality} if quality else {"lossless": True}
+        options |= ({"quality": quality} if quality else {"lossless": True}) | {"xmp": info.get("xmp", b"")}
     if form == "avif":
-        options |= {"quality": quality or 90, "subsampling": "4:4:4"}
+        options |= {"quality": quality or 90, "subsampling": "4:4:4", "xmp": info.get("xmp", b"")}
     if form == "gif":
-        options = {}
+        options = {"comment": info["comment"].encode()[:65000]} if "comment" in info else {}
+    if form == "tiff" and {"xmp", "iptc"} & set(info):
+        options["exif"] = exif_of_tiff(info)
     durations = [first.duration]
     if picture.count > 1:
 

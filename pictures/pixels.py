@@ -3,6 +3,7 @@
 Not here: what a file carries beside its colours (formats.py).
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from pictures.deep import declared_white, deep_pixels, stretched, turned, white_level
+from pictures.opening import open_image, reason, with_end
 from utils import ImageError, atomic_write
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -18,25 +21,38 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 def read_image(path) -> np.ndarray:
     """An image file as RGB, (H, W, 3) uint8, upright. Raises ImageError if it is no image that can be read whole.
 
-    Transparent pixels are laid on white; 16-bit values lose their lower half.
+    Transparent pixels are laid on white; 16-bit values, in the range that the file declares, lose their lower half.
     """
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise ValueError("it is no file")  # a named pipe would be waited for
-        with open(path, "rb") as file, Image.open(file) as image:  # by its path, Pillow would map it, with errors
-            image = upright(image)
-            if image.mode == "F":
-                raise ValueError("floating-point pixels, whose range nobody knows")
-            if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
-                image = Image.fromarray((deep_gray(image) // 257).astype(np.uint8))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        with open(path, "rb") as file:  # by its path, Pillow would map it, with errors
+            try:
+                return _rgb(file)
+            except OSError:
+                mended = with_end(whole(file))
+                if mended is None:
+                    raise
+            return _rgb(io.BytesIO(mended))
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except Exception as error:  # Pillow raises whatever its decoders do
-        raise ImageError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from None
+        raise ImageError(f"{path}: cannot be read as an image ({reason(error)})") from None
+
+
+def _rgb(file):
+    """The image of an open file, as `read_image` returns it."""
+    with open_image(file) as image:
+        if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
+            image = Image.fromarray((deep_gray(image, whole(file))[0] // 257).astype(np.uint8))
+        else:
+            image = colours_of_fewer_bits(image, file) or upright(image)
+        if image.mode == "F":
+            raise ValueError("floating-point pixels, whose range nobody knows")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def orientation_of(image):
@@ -58,14 +74,51 @@ def upright(image):
     return image if method is None else image.transpose(method)
 
 
-def deep_gray(image):
-    """The pixels of a loaded Pillow image of more than 8 bits, gray: (H, W) uint16, 0 black. Raises ValueError for others."""
-    pixels, tags = np.asarray(image).astype(np.int64), getattr(image, "tag_v2", {})
-    levels = 4095 if np.max(tags.get(258, 16)) == 12 else 65535
-    if pixels.min() < 0 or pixels.max() > levels:
+def whole(file):
+    """All bytes of an open file, which is left where it was."""
+    at = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(at)
+    return data
+
+
+def deep_gray(image, data, white=None):
+    """The pixels, upright, of an opened Pillow image of more than 8 bits, gray: (H, W) uint16, 0 black and 65535 white.
+
+    Also which level of the file is white, and a remark, as `white_level` tells them from the file's bytes `data` and the
+    level `white`, if one is asked for. Raises ValueError for values of no range of 16 bits.
+    """
+    pixels, tags = np.asarray(upright(image)).astype(np.int64), getattr(image, "tag_v2", {})
+    packed = np.max(tags.get(258, 16)) == 12  # bits that are no 16 in the file either
+    if pixels.min() < 0 or pixels.max() > (4095 if packed else 65535):
         raise ValueError("gray of 32 bits, whose range nobody knows; save it with 8 or 16 bits")
-    pixels = levels - pixels if tags.get(262) == 0 else pixels  # a TIFF in which 0 is white
-    return (pixels * 65535 // levels).astype(np.uint16)
+    level, remark = (4095, "") if packed and not white else white_level(pixels, image, data, white)
+    pixels = level - np.minimum(pixels, level) if tags.get(262) == 0 else pixels  # a TIFF in which 0 is white
+    return stretched(pixels, level), 65535 if packed and not white else level, remark
+
+
+def colours_of_fewer_bits(image, file):
+    """An image of 16 bits and colours (or alpha), upright, at 8 bits of the range that it declares; None if it declares none.
+
+    (Pillow takes the upper 8 bits, which are empty then.)
+    """
+    if image.format == "TIFF":
+        if np.max(image.tag_v2.get(258, 8)) != 16 or 281 not in image.tag_v2:
+            return None
+    elif image.format != "PNG" or image.tile[0][3] not in ("RGB;16B", "RGBA;16B", "LA;16B"):
+        return None
+    data = whole(file)
+    if declared_white(image, data) == 65535:
+        return None
+    pixels, orientation = deep_pixels(image, data)[0], orientation_of(image)
+    if pixels is None:
+        return None
+    gray, has_alpha = pixels.shape[2] <= 2, pixels.shape[2] in (2, 4)
+    colours = pixels[..., : pixels.shape[2] - has_alpha]
+    level, _ = white_level(colours, image, data)
+    pixels = np.dstack([stretched(colours, level).repeat(3 if gray else 1, axis=2), pixels[..., -1:][..., :has_alpha]])
+    return Image.fromarray(np.ascontiguousarray(turned(pixels // 257, orientation)).astype(np.uint8))
 
 
 def write_image(path, img):

@@ -669,7 +669,7 @@ def test_what_cannot_be_written_is_the_error_of_its_file(batch, tmp_path):
 
 def test_what_a_folder_holds_besides_is_counted_in_one_line(batch, tmp_path):
     photo(tmp_path / "in/a.png")
-    for name in ("b.txt", "c.TXT", "d.cr2", "e.jxl", "README", ".DS_Store", "._a.png", "folder/f.txt", "folder/g.psd"):
+    for name in ("b.txt", "c.TXT", "d.cr2", "e.jxl", "README", ".DS_Store", "._a.png", "folder/f.txt", "folder/g.kra"):
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "in" / name).touch()
     result = batch("in")
@@ -678,7 +678,7 @@ def test_what_a_folder_holds_besides_is_counted_in_one_line(batch, tmp_path):
     counted = line.removeprefix("in: left out: ").split(", ")
     assert sorted(counted) == ["1 .cr2", "1 .jxl", "1 in folders (see --recursive)", "1 without an ending", "2 .txt"]
     result = batch("in", "--recursive", "--overwrite")
-    assert "1 .psd" in result.out and "3 .txt" in result.out and result.out.count("left out") == 1 and not result.err, result
+    assert "1 .kra" in result.out and "3 .txt" in result.out and result.out.count("left out") == 1 and not result.err, result
     assert "left out" not in batch("in/a.png", "--overwrite").out
     shutil.rmtree(tmp_path / "in/folder")
     (tmp_path / "in/a.png").unlink()

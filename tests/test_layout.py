@@ -9,7 +9,16 @@ from conftest import ROOT
 FLOORS = [
     {"utils"},
     {"layers", "losses", "degradations", "devices"},
-    {"models", "pictures.pixels", "pictures.formats", "pictures.deep", "pictures.video", "pictures.comparison"},
+    {
+        "models",
+        "pictures.pixels",
+        "pictures.formats",
+        "pictures.deep",
+        "pictures.video",
+        "pictures.comparison",
+        "pictures.metadata",
+        "pictures.opening",
+    },
     {"inference", "weights"},
     {"metrics", "datasets"},
     {"runs"},

@@ -1,5 +1,6 @@
 """Pictures as people have them, through test.py: what they are must still be so in the result."""
 
+import re
 import struct
 import sys
 import zlib
@@ -15,7 +16,7 @@ from skimage import data
 import test as test_script
 import utils
 from models import SRResNet
-from pictures import deep, formats
+from pictures import deep, formats, opening
 from pictures.deep import turned
 from pictures.pixels import orientation_of, read_image
 from pictures.video import upscale_video
@@ -421,6 +422,397 @@ def test_deep_tiffs_of_other_colours_are_read_at_8_bits(tmp_path):
     tifffile.imwrite(tmp_path / "multiplied.tif", pixels, photometric="rgb", extrasamples=["assocalpha"])
     frame = next(iter(formats.read_picture(tmp_path / "multiplied.tif").frames))
     assert frame.rgb[0, 0].min() >= 254 and frame.alpha[0, 0] == 128  # white, half transparent
+
+
+def colour(path):
+    """How far the channels of what can be seen of a file's frames are from each other, in levels of 255."""
+    worst = 0
+    for frame in formats.read_picture(path).frames:
+        rgb = formats.to_8_bits(frame.rgb).astype(int)
+        spread = rgb.max(axis=2) - rgb.min(axis=2)
+        worst = max(worst, spread.max() if frame.alpha is None else spread[frame.alpha > 0].max(initial=0))
+    return worst
+
+
+@pytest.mark.parametrize("form", list(formats.FORMATS))
+def test_gray_in_rgb_gets_no_colour(form, upscale, tmp_path):
+    """The network of the tests, which is untrained, makes colours of all it sees."""
+    gray = np.asarray(PHOTOGRAPH.convert("L"))
+    tinted = np.repeat(gray[..., None], 3, axis=2).clip(2, 253) + np.array([0, 2, 1], np.uint8)
+    Image.fromarray(tinted).save(tmp_path / "a.png")
+    ending = formats.FORMATS[form]
+    result = upscale("a.png", f"a_x4{ending}", "--format", form)
+    assert colour(result) == 0 and not formats.read_picture(result).gray
+    tinted[7, 9] = 100, 100, 103  # one pixel of 3 levels is a colour
+    Image.fromarray(tinted).save(tmp_path / "b.png")
+    assert colour(upscale("b.png", f"b_x4{ending}", "--format", form)) > 10
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.gif", "palette.png", "a.bmp", "a.tga", "a.jp2"])
+def test_gray_in_files_of_colours_gets_no_colour(name, upscale, tmp_path):
+    image = PHOTOGRAPH.convert("L").convert("RGB")
+    (image.quantize(64) if name == "palette.png" else image).save(tmp_path / name)
+    assert colour(upscale(name, f"{name.split('.')[0]}_x4.png", "--format", "png")) == 0
+
+
+def test_gray_of_16_bits_in_rgb_gets_no_colour(upscale, tmp_path):
+    gray = np.asarray(PHOTOGRAPH.convert("L")).astype(np.uint16)[..., None] * 257
+    for name, tint, limit in (("a", 514, 0), ("b", 700, None)):  # 2 levels of 255, and more
+        rgb = gray.clip(0, 64000) + np.array([0, tint, 1], np.uint16)
+        formats.write_picture(tmp_path / f"{name}.png", formats.Picture([formats.Frame(rgb)]))
+        [frame] = formats.read_picture(upscale(f"{name}.png", f"{name}_x4.png")).frames
+        spread = np.ptp(frame.rgb.astype(int), axis=2).max()
+        assert spread > 5000 if limit is None else spread == limit
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
+def test_gray_frames_of_an_animation_get_no_colour(ending, upscale, tmp_path):
+    gray = [PHOTOGRAPH.convert("L").rotate(10 * i).convert("RGB") for i in range(3)]
+    gray[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=gray[1:], duration=50, lossless=True)
+    assert colour(upscale(f"a.{ending}", f"a_x4.{ending}")) == 0
+    gray[0].save(tmp_path / f"b.{ending}", save_all=True, append_images=[PHOTOGRAPH, gray[2]], duration=50, lossless=True)
+    frames = [frame.rgb.astype(int) for frame in formats.read_picture(upscale(f"b.{ending}", f"b_x4.{ending}")).frames]
+    assert [np.ptp(rgb, axis=2).max() > 10 for rgb in frames] == [False, True, False]
+
+
+def test_colours_that_cannot_be_seen_are_none(upscale, tmp_path):
+    rgb = np.array(PHOTOGRAPH.convert("L").convert("RGB"))
+    rgb[:20], alpha = np.asarray(PHOTOGRAPH)[:20], np.full((40, 48), 255, np.uint8)
+    alpha[:20] = 0
+    Image.fromarray(np.dstack([rgb, alpha])).save(tmp_path / "a.png")
+    assert colour(upscale("a.png", "a_x4.png")) == 0
+    alpha[3, 3] = 1
+    Image.fromarray(np.dstack([rgb, alpha])).save(tmp_path / "b.png")
+    assert colour(upscale("b.png", "b_x4.png")) > 10
+
+
+def test_gray_video_gets_no_colour(upscale, tmp_path):
+    av = pytest.importorskip("av")
+    for name, image in (("gray", PHOTOGRAPH.convert("L").convert("RGB")), ("colour", PHOTOGRAPH)):
+        with av.open(str(tmp_path / f"{name}.mp4"), "w") as file:
+            video = file.add_stream("libx264", rate=12)
+            video.width, video.height, video.pix_fmt = 48, 40, "yuv420p"
+            frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")
+            file.mux([*video.encode(frame), *video.encode()])
+        with av.open(str(upscale(f"{name}.mp4", f"{name}_x4.mp4"))) as result:
+            planes = next(result.decode(video=0)).to_ndarray()[160:].astype(int)  # below Y: the colours, 128 for none
+        assert (np.abs(planes - 128).max() <= 1) == (name == "gray")
+
+
+def add_chunk(path, name, content):
+    """Put a chunk behind the header of a PNG."""
+    data, chunk = path.read_bytes(), name + content
+    chunk = struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(data[:33] + chunk + data[33:])
+
+
+def write_of_fewer_bits(path, levels, declared, channels=1):
+    """A photograph with values from 0 to `levels` in a file of 16 bits; returns them: (H, W, channels) uint16."""
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.asarray(PHOTOGRAPH if channels == 3 else PHOTOGRAPH.convert("L")).reshape(40, 48, channels)
+    pixels = (pixels.astype(np.float64) * levels / 255).astype(np.uint16)
+    pixels[0, 0], pixels[0, 1] = levels, levels - 1
+    if path.suffix == ".tif":
+        tags = [(281, 3, channels, levels if channels == 1 else [levels] * channels, True)] if declared else []
+        photometric = "rgb" if channels == 3 else "minisblack"
+        tifffile.imwrite(path, pixels.squeeze(), photometric=photometric, metadata=None, extratags=tags)
+    else:
+        with open(path, "wb") as file:
+            deep._write_png(file, pixels, {"sbit": bytes([levels.bit_length()] * channels)} if declared else {})
+    return pixels
+
+
+@pytest.mark.parametrize("ending", ["tif", "png"])
+@pytest.mark.parametrize("levels, channels", [(4095, 1), (1023, 3), (16383, 1), (4095, 3)])
+def test_the_range_that_a_file_of_16_bits_declares_is_used(ending, levels, channels, upscale, tmp_path, capsys):
+    source = tmp_path / f"a.{ending}"
+    pixels = write_of_fewer_bits(source, levels, True, channels)
+    seen = pixels.astype(np.float64) * 255 / levels
+    assert np.abs(read_image(source).astype(np.float64) - seen).max() <= 1  # as training and measuring see it
+    picture = formats.read_picture(source)
+    [frame] = picture.frames
+    assert picture.white == levels and not picture.remark and np.abs(frame.rgb / 257 - seen).max() <= 1
+    formats.write_picture(tmp_path / f"b.{ending}", picture)
+    again = formats.read_picture(tmp_path / f"b.{ending}")
+    assert again.white == levels and np.array_equal(next(iter(again.frames)).rgb, frame.rgb)  # to the last bit, and declared
+    result = formats.read_picture(upscale(source.name, f"a_x4.{ending}"))
+    assert result.white == levels and "--white" not in capsys.readouterr().out
+
+
+def test_bits_that_are_filling_are_no_range(tmp_path):
+    """sBIT as its standard has it: 12 bits in the upper 12. And a declaration that cannot be true."""
+    pixels = write_of_fewer_bits(tmp_path / "a.png", 4095, True)
+    with open(tmp_path / "a.png", "wb") as file:
+        deep._write_png(file, pixels * 16, {"sbit": bytes([12])})
+    with open(tmp_path / "dark.png", "wb") as file:
+        deep._write_png(file, pixels // 16 * 16, {"sbit": bytes([12])})  # nearly black indeed
+    write_of_fewer_bits(tmp_path / "b.png", 20000, False)
+    add_chunk(tmp_path / "b.png", b"sBIT", bytes([10]))
+    for name in ("a.png", "dark.png", "b.png"):
+        assert formats.read_picture(tmp_path / name).white == 65535, name
+    assert np.array_equal(only(tmp_path / "a.png").rgb[..., :1], pixels * 16)
+
+
+@pytest.mark.parametrize("ending", ["tif", "png"])
+@pytest.mark.parametrize("levels, channels, guess", [(4095, 1, 4095), (2500, 3, 4095), (900, 1, 1023)])
+def test_a_range_that_is_not_declared_can_be_given(ending, levels, channels, guess, upscale, tmp_path, capsys):
+    source = tmp_path / f"a.{ending}"
+    pixels = write_of_fewer_bits(source, levels, False, channels)
+    upscale(source.name, f"a_x4.{ending}")
+    assert (
+        f"end at {levels} of 65535, so it is nearly black; if {guess} is white, give --white {guess}" in capsys.readouterr().out
+    )
+    assert np.array_equal(only(source).rgb[..., :channels], pixels)
+    picture = formats.read_picture(source, guess)
+    [frame] = picture.frames
+    assert np.abs(frame.rgb[..., :channels] / 65535 - pixels / guess).max() < 2e-4 and not picture.remark
+    formats.write_picture(tmp_path / f"b.{ending}", picture)
+    assert np.array_equal(formats.read_picture(tmp_path / f"b.{ending}", guess).frames[0].rgb, frame.rgb)
+    stored = only(upscale(source.name, f"a_x4.{ending}", "--white", str(guess), "--overwrite")).rgb  # of TIFF: declared
+    assert ending == "tif" or 0 < stored.max() <= guess
+    picture = formats.read_picture(source, levels // 2)
+    assert "above --white" in picture.remark and picture.frames[0].rgb.max() == 65535
+
+
+def test_bits_of_white_is_zero_and_of_8_bits(tmp_path, upscale, capsys):
+    tifffile = pytest.importorskip("tifffile")
+    gray = np.asarray(PHOTOGRAPH.convert("L")).astype(np.uint16) * 16
+    tags = [(281, 3, 1, 4095, True)]
+    tifffile.imwrite(tmp_path / "a.tif", 4095 - gray, photometric="miniswhite", metadata=None, extratags=tags)
+    assert np.abs(read_image(tmp_path / "a.tif")[..., 0] - gray / 4095 * 255).max() <= 1
+    PHOTOGRAPH.save(tmp_path / "b.png")
+    upscale("b.png", "b_x4.png", "--white", "4095")
+    assert "--white is for 16 bits" in capsys.readouterr().out
+
+
+XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description dc:title="moon" tiff:Orientation="6"
+ tiff:ImageWidth="48" exif:PixelXDimension='48' GPano:FullPanoWidthPixels="100" GCamera:MotionPhoto="1">
+<tiff:ImageLength>40</tiff:ImageLength><GPano:CroppedAreaTopPixels>7</GPano:CroppedAreaTopPixels>
+</rdf:Description></rdf:RDF></x:xmpmeta>"""
+# Of the result, which is turned, as the orientation says, and four times as large.
+TRUE_XMP = XMP.replace(' tiff:Orientation="6"', "").replace(' GCamera:MotionPhoto="1"', "").replace('"48"', '"160"')
+TRUE_XMP = TRUE_XMP.replace("'48'", "'160'").replace('"100"', '"400"').replace(">40<", ">192<").replace(">7<", ">28<")
+IPTC = b"\x1c\x02\x78\x00\x04moon" + b"\x1c\x02\x50\x00\x07someone"
+
+
+def save_with_words(path):
+    """A picture with XMP, IPTC and a comment, as far as other programs put them into its format."""
+    resource = b"8BIM\x04\x04\0\0" + struct.pack(">I", len(IPTC)) + IPTC + bytes(len(IPTC) % 2)
+    if path.suffix == ".jpg":
+        content = b"Photoshop 3.0\0" + resource
+        extra = b"\xff\xed" + struct.pack(">H", len(content) + 2) + content
+        PHOTOGRAPH.save(path, xmp=XMP.encode(), comment="früh".encode(), extra=extra)
+    elif path.suffix == ".png":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", XMP)
+        text.add_text("Comment", "früh")
+        text.add_text("Raw profile type iptc", f"\niptc\n{len(resource):8d}\n{resource.hex()}\n", zip=True)
+        PHOTOGRAPH.save(path, pnginfo=text)
+    elif path.suffix == ".tif":
+        PHOTOGRAPH.save(path, tiffinfo={700: XMP.encode(), 33723: IPTC})
+    else:
+        PHOTOGRAPH.save(path, xmp=XMP.encode(), lossless=True)
+    return path.name
+
+
+@pytest.mark.parametrize("source", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("form", list(formats.FORMATS))
+def test_xmp_iptc_and_comments_go_from_format_to_format(source, form, upscale, tmp_path, capsys):
+    name = save_with_words(tmp_path / f"a.{source}")
+    result = upscale(name, f"a_x4{formats.FORMATS[form]}", "--format", form)
+    found, said = formats.read_picture(result).info, capsys.readouterr().out
+    with_xmp, with_iptc, with_comment = (form in words for words in ("png jpg tiff webp", "png jpg tiff", "png jpg gif"))
+    assert found.get("xmp", b"").decode() == (TRUE_XMP if with_xmp else "")
+    assert found.get("iptc") == (IPTC if with_iptc and source != "webp" else None)
+    assert found.get("comment") == ("früh" if with_comment and source in ("jpg", "png") else None)
+    assert "film of a moving photograph" in said and said.count("not in the result") == 1
+    assert ("XMP" in said.split("not in the result")[1]) == (not with_xmp)
+    assert ("IPTC" in said) == (not with_iptc and source != "webp")
+    if form == "png":
+        assert Image.open(result).text["XML:com.adobe.xmp"] == TRUE_XMP
+
+
+def test_words_stay_at_16_bits(upscale, tmp_path, capsys):
+    exif = Image.Exif()
+    exif[271], exif[0x8769] = "a phone", {0x9003: "2026:01:02 03:04:05"}
+    info = {"xmp": XMP.encode(), "iptc": IPTC, "exif": exif.tobytes(), "colours": {b"gAMA": struct.pack(">I", 100000)}}
+    frame = formats.Frame(np.asarray(PHOTOGRAPH).astype(np.uint16) * 257)
+    formats.write_picture(tmp_path / "a.png", formats.Picture([frame], info=info))
+    upright = TRUE_XMP.replace("192", "?").replace("160", "192").replace("?", "160")  # the file above is no more turned
+    for ending in ("png", "tif"):
+        result = upscale("a.png", f"a_x4.{ending}", "--format", {"tif": "tiff"}.get(ending, ending))
+        found, said = formats.read_picture(result).info, capsys.readouterr().out
+        assert found["xmp"].decode() == upright and found["iptc"] == IPTC and Image.open(result).getexif()[271] == "a phone"
+        assert found.get("colours") == (info["colours"] if ending == "png" else None)
+        assert ("gAMA and cHRM" in said and "EXIF but for its words" in said) == (ending == "tif")
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        "ImageJ=1.53t\nimages=3\nslices=3\n",
+        '<?xml version="1.0"?><!-- x --><OME xmlns="o"></OME>',
+        '{"shape": [40, 48, 3]}',
+        "shape=(40, 48)",
+    ],
+)
+@pytest.mark.parametrize("is_deep", [False, True])
+def test_a_description_of_the_layout_is_dropped(description, is_deep, upscale, tmp_path, capsys):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.asarray(PHOTOGRAPH).astype(np.uint16) * 257 if is_deep else np.asarray(PHOTOGRAPH)
+    tags = [(315, 2, 0, "somebody", True), (33550, 12, 3, (1.0, 1.0, 0.0), True)]
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", description=description, metadata=None, extratags=tags)
+    words = Image.open(upscale("a.tif", "a_x4.tif")).tag_v2
+    assert 270 not in words and 33550 not in words and words[315] == "somebody"
+    said = capsys.readouterr().out
+    assert "a description of its layout" in said and "the place on the map" in said
+    with tifffile.TiffFile(tmp_path / "out/a_x4.tif") as file:
+        assert file.series[0].shape == (160, 192, 3)
+
+
+def test_png_keeps_what_its_colours_mean(upscale, tmp_path, capsys):
+    chunks = {
+        b"gAMA": struct.pack(">I", 100000),
+        b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000),
+    }
+    PHOTOGRAPH.save(tmp_path / "a.png")
+    for name, content in chunks.items():
+        add_chunk(tmp_path / "a.png", name, content)
+    result = dict(deep.png_chunks(upscale("a.png", "a_x4.png").read_bytes()))
+    assert {name: result[name] for name in chunks} == chunks and "not in" not in capsys.readouterr().out
+    upscale("a.png", "a_x4.jpg", "--format", "jpg")
+    assert "not in the result: gAMA and cHRM" in capsys.readouterr().out
+    PHOTOGRAPH.save(tmp_path / "b.png")
+    add_chunk(tmp_path / "b.png", b"sRGB", b"\0")
+    add_chunk(tmp_path / "b.png", b"gAMA", struct.pack(">I", 45455))
+    assert dict(deep.png_chunks(upscale("b.png", "b_x4.png").read_bytes()))[b"sRGB"] == b"\0"
+    upscale("b.png", "b_x4.jpg", "--format", "jpg")
+    assert "not in" not in capsys.readouterr().out  # sRGB is what all take for granted
+
+
+def test_exif_that_counts_pixels_is_multiplied(upscale, tmp_path):
+    exif = Image.Exif()
+    exif[0x8769] = {0xA20E: 100.0, 0xA20F: 50.0, 0xA214: (20, 30), 0x9003: "2026:01:02 03:04:05"}
+    PHOTOGRAPH.save(tmp_path / "a.jpg", exif=exif)
+    details = Image.open(upscale("a.jpg", "a_x2.png", "--outscale", "2")).getexif().get_ifd(0x8769)
+    assert dict(details) == {0xA20E: 200, 0xA20F: 100, 0x9003: "2026:01:02 03:04:05"}
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 100, "subsampling": 0}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_that_lacks_only_its_end_is_taken(mode, options, tmp_path):
+    PHOTOGRAPH.convert(mode).save(tmp_path / "a.jpg", **options)
+    data, expected = (tmp_path / "a.jpg").read_bytes(), only(tmp_path / "a.jpg").rgb
+    for length in (1, 2):
+        (tmp_path / "a.jpg").write_bytes(data[:-length])
+        picture = formats.read_picture(tmp_path / "a.jpg")
+        assert np.array_equal(picture.frames[0].rgb, expected) and "cut behind its last pixel" in picture.remark
+        assert np.array_equal(read_image(tmp_path / "a.jpg"), expected)
+    scans = [place.start() for place in re.finditer(b"\xff\xda", data)]
+    for length in (len(data) - 5, len(data) - 40, len(data) // 2 + 200, *(scans[1:] if "progressive" in options else [])):
+        (tmp_path / "a.jpg").write_bytes(data[:length])  # pixels are missing, or bits of them
+        for read in (formats.read_picture, read_image):
+            with pytest.raises(utils.ImageError, match="truncated"):
+                read(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.bmp", "deep.png"])
+def test_of_a_cut_picture_that_is_taken_which_can_be_decoded(name, upscale, tmp_path, capsys):
+    if name == "deep.png":
+        frame = formats.Frame(np.asarray(PHOTOGRAPH).astype(np.uint16) * 257)
+        formats.write_picture(tmp_path / name, formats.Picture([frame]))
+    else:
+        PHOTOGRAPH.save(tmp_path / name)
+    whole = formats.to_8_bits(only(tmp_path / name).rgb).astype(int)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) * 2 // 3])
+    result = f"{name.split('.')[0]}_x4.{'png' if name == 'a.jpg' else name.split('.')[1]}"
+    with pytest.raises(utils.ImageError, match=f"{name}: cannot be read"):
+        upscale(name, result)
+    assert Image.open(upscale(name, result, "--damaged")).size == (192, 160)
+    assert "it is damaged: what of it could be decoded is enlarged" in capsys.readouterr().out
+    [frame] = formats.read_picture(tmp_path / name, damaged=True).frames
+    same = (frame.rgb == whole).all(axis=(1, 2))
+    assert not same.all() and same.sum() >= 8
+
+
+def test_of_a_cut_animation_the_whole_frames_are_taken(tmp_path):
+    frames = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 48, 3), np.uint8)) for i in range(4)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:], duration=70)
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[: len(data) * 5 // 8])
+    with pytest.raises(utils.ImageError, match="a.png: cannot be read"):
+        list(formats.read_picture(tmp_path / "a.png").frames)
+    picture = formats.read_picture(tmp_path / "a.png", damaged=True)
+    assert picture.count == len(picture.frames) == 2 and "of its 4 frames 2" in picture.remark
+    assert np.array_equal(picture.frames[1].rgb, np.asarray(frames[1]))
+
+
+def test_a_damaged_file_without_a_pixel_is_still_an_error(tmp_path):
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for name, length in (("a.bmp", 54), ("a.png", 45), ("a.tga", 18)):  # the headers
+        PHOTOGRAPH.save(tmp_path / name)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:length])
+    for name in ("a.bmp", "a.png", "a.tga", "b.png"):
+        with pytest.raises(utils.ImageError, match=name):
+            formats.read_picture(tmp_path / name, damaged=True)
+
+
+def test_an_unreadable_file_is_named_by_its_path(tmp_path):
+    files = {
+        "a.png": b"",
+        "b.jpg": b"<html>not found</html>",
+        "c.webp": b"RIFF1234WEBPxxxx",
+        "d.tif": b"II*\0",
+        "e.gif": b"GIF89a",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        for read in (formats.read_picture, read_image):
+            with pytest.raises(utils.ImageError) as refused:
+                read(tmp_path / name)
+            assert str(tmp_path / name) in str(refused.value) and "_io." not in str(refused.value), name
+
+
+@pytest.mark.parametrize("name", ["a.ico", "a.dds", "a.qoi", "a.pcx", "a.sgi", "a.dib", "a.j2k", "a.pnm", "a.mpo", "a.icns"])
+def test_what_pillow_reads_is_read_in_folders(name, weights, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    image = PHOTOGRAPH.resize((64, 64))
+    if name == "a.qoi":  # a header, and one run of each of two colours
+        runs = b"\xfe\xff\x00\x00\xfd" * 20 + b"\xfe\x00\x00\xff\xfd" * 20
+        (folder / name).write_bytes(b"qoif" + struct.pack(">IIBB", 63, 40, 3, 0) + runs + bytes(7) + b"\1")
+    else:
+        image.save(folder / name)
+    [found] = test_script.find_inputs([folder])
+    [frame] = formats.read_picture(found).frames
+    if name == "a.qoi":
+        assert frame.rgb[0, 0].tolist() == [255, 0, 0] and frame.rgb[39, 30].tolist() == [0, 0, 255]
+    else:
+        reduced = np.asarray(Image.fromarray(frame.rgb).resize((64, 64))).astype(int)
+        assert np.abs(reduced - np.asarray(image)).mean() < 12
+
+
+def test_heic_needs_a_package_and_says_so(tmp_path, monkeypatch):
+    opening.register_heif.cache_clear()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it was not installed
+    for name, brand in (("a.heic", b"heic"), ("b.heif", b"mif1"), ("c.jpg", b"heix")):
+        (tmp_path / name).write_bytes(struct.pack(">I", 24) + b"ftyp" + brand + bytes(4) + brand + b"miaf")
+        for read in (formats.read_picture, read_image):
+            with pytest.raises(utils.ImageError, match=f"{name}.*pip install pillow-heif"):
+                read(tmp_path / name)
+    assert [path.name for path in test_script.find_inputs([tmp_path])] == ["a.heic", "b.heif", "c.jpg"]
+
+
+def test_heic(upscale, tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    opening.register_heif.cache_clear()
+    exif = Image.Exif()
+    exif[271] = "a phone"
+    pillow_heif.from_pillow(PHOTOGRAPH).save(tmp_path / "a.heic", quality=95, exif=exif.tobytes())
+    assert np.abs(read_image(tmp_path / "a.heic").astype(int) - np.asarray(PHOTOGRAPH)).mean() < 6
+    result = Image.open(upscale("a.heic", "a_x4.png"))
+    assert result.size == (192, 160) and result.getexif()[271] == "a phone"
 
 
 def test_what_does_not_fit_into_memory_is_one_clear_error(upscale, tmp_path, monkeypatch):

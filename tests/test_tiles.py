@@ -14,6 +14,7 @@ import models
 import utils
 from inference import for_inference
 from models import SRCNN, SRResNet
+from pictures.formats import Frame
 
 
 def inference_network(network):
@@ -137,6 +138,37 @@ before = highest()
 upscale(network, np.zeros((int(sys.argv[2]), 430, 3), np.uint8))
 print(highest() - before)
 """
+
+
+def ramp(dtype):
+    """A frame of 64x64 with a ramp over the whole range, in one of its channels."""
+    values = np.linspace(0, np.iinfo(dtype).max, 64 * 64).astype(dtype).reshape(64, 64)
+    return Frame(np.stack([values, values[::-1], values.T], axis=2))
+
+
+def test_16_bits_go_through_the_network_in_float32(monkeypatch):
+    made = []
+
+    def counted(network, device="cpu", dtype=torch.float32):
+        made.append(dtype)
+        return for_inference(network, device, dtype, plain=True)
+
+    network = with_statistics(SRResNet(2, 1, 8))
+    exact = for_inference(network, plain=True)
+    monkeypatch.setattr(inference, "pick_dtype", lambda precision, _: torch.float32 if precision == "fp32" else torch.bfloat16)
+    monkeypatch.setattr(inference, "for_inference", counted)
+    both = inference.for_pictures(network, "cpu")
+    inference.upscale_frame(both, ramp(np.uint8))
+    assert made == [torch.bfloat16]  # nothing more, until it is needed
+    for _ in range(2):
+        result = inference.upscale_frame(both, ramp(np.uint16)).rgb
+        assert np.array_equal(result, inference.upscale(exact, ramp(np.uint16).rgb))
+    assert made == [torch.bfloat16, torch.float32]
+    asked = inference.upscale_frame(inference.for_pictures(network, "cpu", "bf16"), ramp(np.uint16)).rgb
+    assert len(np.unique(asked)) < len(np.unique(result)) / 4
+    made.clear()
+    inference.upscale_frame(inference.for_pictures(network, "cpu", "fp32"), ramp(np.uint16))
+    assert made == [torch.float32]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
