@@ -4,8 +4,10 @@
 
 writes data/train_images.json, data/validation_images.json (some of the training images, held out by a seed), and
 data/<Folder>_test_images.json for each test folder. A list is a sorted JSON array of paths relative to the list file.
-Files that are no readable image or too small are left out and counted. If the training images are few enough, their
-pixels are decoded once into a pack, data/train_images.pack, from which training reads its crops many times faster.
+Files that are no readable image or too small are left out and counted, and so are LR images and results that lie beside
+their HR images, as in many data sets; to take such a folder all the same, give it itself, not the one above it.
+If the training images are few enough, their pixels are decoded once into a pack, data/train_images.pack, from which
+training reads its crops many times faster.
 """
 
 from collections import Counter
@@ -42,7 +44,7 @@ import shutil
 
 from tqdm import tqdm
 
-from datasets import pack_files
+from datasets import in_words, pack_files, without_copies
 from pictures.pixels import IMAGE_SUFFIXES, read_image
 from utils import ImageError, UserError, atomic_write, write_text
 
@@ -86,19 +88,24 @@ def check_images(files, min_size, label):
 
 def collect(folders, min_size, recursive, label):
     """The usable images of the folders with their (height, width); prints what was left out. Raises UserError if none are."""
-    files, others = [], 0
+    below, others = {}, 0  # each file's place below the folder that was given
     for folder in folders:
         found, more = find_images(folder, recursive)
-        files, others = files + found, others + more
+        for path in found:
+            place = path.relative_to(folder)
+            below[path] = min(place, below.get(path, place), key=lambda place: len(place.parts))
+        others += more
     # One file under two names would be two images, one of them held out, perhaps, and the other trained on.
-    files = list({os.path.realpath(path): path for path in reversed(files)}.values())[::-1]
-    good, reasons = check_images(files, min_size, label)
+    files = list({os.path.realpath(path): path for path in reversed(below)}.values())[::-1]
+    readable, reasons = check_images(files, min_size, label)
+    kept, copies, doubtful = without_copies({path: below[path] for path in readable})
+    good = {path: readable[path] for path in kept}
     if others:
         reasons["not the ending of an image"] += others
-    left_out = "".join(f"; left out: {count} {reason}" for reason, count in sorted(reasons.items()))
-    print(f"{label}: {len(good)} images{left_out}")
+    print(f"{label}: {len(good)} images{in_words(reasons + copies, doubtful)}")
     if not good:
-        raise UserError(f"{label}: no usable image in {' '.join(map(str, folders))}")
+        way_on = "; to take what is called LR, give the very folder that it lies in" if copies else ""
+        raise UserError(f"{label}: no usable image in {' '.join(map(str, folders))}{way_on}")
     return good
 
 

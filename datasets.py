@@ -9,17 +9,20 @@ function of (seed, k) alone: a run that was resumed, or that has more workers or
 
 import functools
 import os
+import re
 import signal
+import sys
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from degradations import degrade
-from pictures.pixels import IMAGE_SUFFIXES, crop_to_multiple, downscale, read_image
+from pictures.pixels import IMAGE_SUFFIXES, crop_to_multiple, downscale, orientation_of, read_image
 from utils import ImageError, UserError, read_json
 
 CROPS_PER_IMAGE = 4  # of each JPEG that is decoded for training
@@ -272,6 +275,7 @@ def read_list(list_file) -> list[Path]:
 def test_images(name, data_folder="data"):
     """The paths of a test set: the images of a folder, or a list in the data folder: `Set5` is Set5_test_images.json.
 
+    Of a folder, LR images and results beside their HR images are left out, and counted on stderr (see `without_copies`).
     Raises UserError where there is neither, or no image in it.
     """
     folder = Path(name)
@@ -279,9 +283,167 @@ def test_images(name, data_folder="data"):
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         if not paths:
             raise UserError(f"{folder}: no images in this folder (known endings: {' '.join(sorted(IMAGE_SUFFIXES))})")
+        paths, reasons, doubtful = without_copies({path: Path(path.name) for path in paths})
+        if (reasons or doubtful) and os.environ.get("RANK", "0") == "0":
+            print(f"{folder}: {len(paths)} images{in_words(reasons, doubtful)}", file=sys.stderr)
         return paths
     lists = [Path(data_folder) / f"{name}{ending}" for ending in ("_images.json", "_test_images.json")]
     found = next((path for path in [folder, *lists] if path.suffix == ".json" and path.is_file()), None)
     if found is None:
         raise UserError(f"{name}: no folder of images, and no list {lists[0]} or {lists[1].name}")
     return read_list(found)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What lies beside HR images and is none
+# ---------------------------------------------------------------------------------------------------------------------
+
+# What names say, as a regular expression, and how it is told.
+SAID = {
+    "LR by name or folder": r"lr(?:bicubic|bic|bi|bd|dn)?(?:x?[2348])?|lq|low[ _-]?res(?:olution)?",
+    "scaled by name or folder (as x2, X4)": r"x[2348](?:[mdw]\d?)?",  # DIV2K has mild, difficult and wild LR images
+    "results by name or folder (as bicubic, SRCNN)": r"bicubic|bic|bilinear|nearest|lanczos\d?|f?srcnn|vdsr|drcn|lapsrn|espcn|"
+    r"edsr|rcan|swinir|srresnet|(?:real[ _-]?)?e?srgan|scsr|selfexsr|glasner|a\+|anr|sr|panel|blend[ _]?\d[\d.]*",
+    "HR": r"hr|gt(?:mod\d+)?|high[ _-]?res(?:olution)?",
+}
+LR, SCALED, RESULT = list(SAID)[:3]
+SMALL_COPY = "small copies of a picture of the same name"
+MADE_LR = re.compile(r"bicubic|bic|x[2348]|unknown|mild|difficult|wild", re.IGNORECASE)  # beside LR, this leaves no doubt
+
+
+def what_is_said(word):
+    """The key of SAID that a word stands for, or None."""
+    return next((said for said, names in SAID.items() if re.fullmatch(names, word, re.IGNORECASE)), None)
+
+
+MARK = re.compile(rf"(.+?)[ _.-]+[(\[]?({'|'.join(SAID.values())})[)\]]?", re.IGNORECASE)
+MARK_WITHOUT_A_GAP = re.compile(r"(.+?)(x[2348](?:[mdw]\d?)?|LR|HR)")
+
+
+def name_and_marks(stem):
+    """The name of the picture in a file's name, and what follows it: baby of baby_HR, babyx4 and baby_SRCNN_x4."""
+    marks = []
+    while True:
+        found = MARK.fullmatch(stem) or MARK_WITHOUT_A_GAP.fullmatch(stem)
+        if not found:
+            return stem, marks
+        stem = found[1]
+        marks.append(what_is_said(found[2]))
+
+
+def first_of(marks):
+    """The mark that counts of several: HR of HR_x4, LR of LR_x4 and of X4/LR; None of none."""
+    return next((said for said in (LR, RESULT, "HR", SCALED) if said in marks), None)
+
+
+def folder_marks(folders):
+    """What the folders that a picture is in say, up to which of them, and whether that leaves no doubt."""
+    found = {}
+    for depth, folder in enumerate(folders, 1):
+        words = re.split(r"[ _.-]+", folder)
+        said = {what_is_said(word) for word in (folder, *words)}
+        made_lr = any(MADE_LR.fullmatch(word) for word in words) if LR in said else False
+        made_lr = made_lr or any(re.match(r"lr(?:bic|bi|bd|x)", word, re.IGNORECASE) for word in words if what_is_said(word))
+        found.setdefault(first_of(said), (depth, made_lr))
+    what = first_of(found)
+    return what, *(found[what] if what else (0, False))
+
+
+class Candidate:
+    """A picture, and what its name and its folders say of it."""
+
+    def __init__(self, path, below):
+        self.path = path
+        self.stem, marks = name_and_marks(below.stem)
+        self.whole_stem, self.maybe_result = below.stem, False
+        said, (folder_said, depth, self.no_doubt) = first_of(marks), folder_marks(below.parts[:-1])
+        self.said = None if said == "HR" else said
+        self.is_hr = said == "HR" or (said is None and folder_said == "HR")
+        self.by_folder = None if self.is_hr or folder_said == "HR" else folder_said
+        self.folder = path.parts[: len(path.parts) - len(below.parts) + depth]  # that says so
+
+    @functools.cached_property
+    def size(self):
+        """(width, height), of the file's head; (0, 0) if it cannot be read."""
+        try:
+            with Image.open(self.path) as image:
+                return image.size if orientation_of(image) < 5 else image.size[::-1]
+        except Exception:  # Pillow raises whatever its decoders do; reading the pixels will tell the user
+            return 0, 0
+
+    @functools.cached_property
+    def thumbnail(self):
+        """The picture in 8x8 pixels, 192 numbers; None if it cannot be read."""
+        try:
+            return np.asarray(Image.fromarray(read_image(self.path)).resize((8, 8), Image.Resampling.BILINEAR), float).ravel()
+        except ImageError:
+            return None
+
+    def shows_the_same(self, other):
+        (width, height), (other_width, other_height) = self.size, other.size
+        if not 0.87 * width * other_height <= other_width * height <= 1.15 * width * other_height:
+            return False
+        a, b = self.thumbnail, other.thumbnail
+        if a is None or b is None or np.abs(a - b).mean() > 5:
+            return False
+        return min(a.std(), b.std()) < 2 or np.corrcoef(a, b)[0, 1] > 0.95
+
+    def is_small_copy_of(self, other):
+        """Whether the other is this one times 2, 3, 4 or 8, but for a border cropped before and the way of rounding."""
+        factors = (2, 3, 4, 8) if min(self.size) else ()
+        fits = (all(-r < big - r * small < 12 for big, small in zip(other.size, self.size)) for r in factors)
+        return any(fits) and self.shows_the_same(other)
+
+
+def without_copies(below):
+    """The pictures that are not made of others among them, as data sets have them side by side: LR images, results.
+
+    `below` has for each path its place below the folder that the user gave; what that folder itself is called does not
+    count. A name alone proves nothing (`bmw x4.jpg`): an HR picture of the name must be there too, and say that it is
+    HR or show the same. Only a folder like LR_bicubic needs no proof; one that holds an LR image that is proved goes
+    whole. Returns the paths, a Counter of what is left out by reason, and how many stay whose names say LR, x4 or such.
+    """
+    candidates = [Candidate(path, place) for path, place in below.items()]
+    hr_stems = {c.stem.casefold() for c in candidates if c.is_hr and c.stem != c.whole_stem}
+    for c in candidates:  # baby_Kim beside baby_HR: the methods that have a name are countless
+        start = re.sub("[ _-]+[^ _-]+$", "", c.stem)
+        if c.said is None and not c.is_hr and start != c.stem and start.casefold() in hr_stems:
+            c.said, c.stem, c.maybe_result = RESULT, start, True
+    left_out, proved = {}, {c.folder for c in candidates if c.no_doubt}
+    beside_hr = {c.folder[:-1] for c in candidates if c.is_hr}
+    proved |= {c.folder for c in candidates if c.by_folder == LR and c.folder[:-1] in beside_hr}
+
+    for c, others in with_others(candidates, lambda c: c.stem):
+        is_made = c.said or c.by_folder
+        plain = [other for other in others if not other.said and not other.by_folder]
+        if is_made and any((other.is_hr and not c.maybe_result) or c.shows_the_same(other) for other in plain):
+            left_out[c.path] = is_made
+            if c.by_folder:
+                proved.add(c.folder)
+    for c in candidates:
+        if c.by_folder and c.folder in proved:
+            left_out[c.path] = c.by_folder
+    rest = [c for c in candidates if c.path not in left_out]
+    for c, others in with_others(rest, lambda c: c.whole_stem):
+        if any(other.size > c.size and (other.is_hr or not c.is_hr) and c.is_small_copy_of(other) for other in others):
+            left_out[c.path] = SMALL_COPY
+    doubtful = sum(1 for c in rest if c.path not in left_out and (c.said or c.by_folder) and not c.maybe_result)
+    return [path for path in below if path not in left_out], Counter(left_out.values()), doubtful
+
+
+def with_others(candidates, name_of):
+    """Each candidate that has namesakes (by `name_of`, upper or lower case), with those."""
+    groups = defaultdict(list)
+    for c in candidates:
+        groups[name_of(c).casefold()].append(c)
+    for group in groups.values():
+        for c in group if len(group) > 1 else ():
+            yield c, [other for other in group if other is not c]
+
+
+def in_words(reasons, doubtful=0):
+    """What was left out, for the line that says how many images there are, and what was not, though its name says LR."""
+    words = "".join(f"; left out: {count} {reason}" for reason, count in sorted(reasons.items()))
+    if doubtful:
+        words += f"; taken as HR, though the names say LR, x4 or the like: {doubtful}, no HR image of theirs being there"
+    return words
