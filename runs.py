@@ -27,7 +27,7 @@ from utils import UserError, replace_by_link, write_text
 from weights import load_checkpoint, save_checkpoint
 
 # What may differ when a run is resumed: it changes where things are, how fast they go or what is shown, not what is learnt.
-FREE_ON_RESUME = {"data_folder", "run", "resume", "workers", "device", "precision", "compile", "dry_run"}
+FREE_ON_RESUME = {"data_folder", "name", "resume", "workers", "device", "precision", "compile", "dry_run"}
 FREE_ON_RESUME |= {"init", "init_discriminator", "validate_on", "validate_every", "save_every", "log_every"}
 
 
@@ -180,7 +180,7 @@ class Checkpoints:
                 return load_checkpoint(path)
             except UserError as error:
                 print(f"passed over: {error}", file=sys.stderr)
-        raise UserError(f"{self.folder} holds no checkpoint to go on from; start anew without --resume, under another --run")
+        raise UserError(f"{self.folder} holds no checkpoint to go on from; start anew without --resume, under another --name")
 
     def save(self, step, state):
         """Write a checkpoint as step_*.pth and as last.pth; return its path."""
@@ -211,7 +211,7 @@ class Run:
     """
 
     def __init__(self, args, default_name):
-        self.args, self.name = args, "dry_run" if args.dry_run else args.run or default_name
+        self.args, self.name = args, "dry_run" if args.dry_run else args.name or default_name
         self.checkpoints, self.results = Checkpoints(Path("checkpoints") / self.name), Path("results") / self.name
         self.processes = Processes(args.device)
         self.rank, self.world_size, self.device = self.processes.rank, self.processes.count, self.processes.device
@@ -234,7 +234,7 @@ class Run:
             for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)
         elif not self.args.resume and any(folder.exists() for folder in folders):
-            return f"the run {self.name} exists: go on with it by --resume, or give another name by --run"
+            return f"the run {self.name} exists: go on with it by --resume, or give another name by --name"
         return None
 
     def parallel(self, network):
@@ -377,7 +377,7 @@ class Run:
         """
         before, now = checkpoint["args"], vars(self.args)
         if before.get("stage") != now["stage"]:
-            raise UserError(f"--resume: the run {self.name} is one of the other stage; give another name by --run")
+            raise UserError(f"--resume: the run {self.name} is one of the other stage; give another name by --name")
         free = FREE_ON_RESUME | ({"steps"} if now["schedule"] == "constant" else set())
         # A flag that the checkpoint does not know yet was off: None, False or 0.
         changed = [key for key in sorted(now) if key not in free and (before.get(key) or None) != (now[key] or None)]

@@ -4,8 +4,8 @@
     python train_srgan.py --init checkpoints/srresnet_x4.pth --vgg-weights vgg19.pth --lpips-backbone alexnet.pth
     python train_srgan.py --resume
 
-The lists in the data folder come from create_data_lists.py. Checkpoints go to checkpoints/RUN, logs and samples to
-results/RUN. The bare defaults are the paper's recipe: 100,000 steps of Adam at 1e-4 and 100,000 at 1e-5, VGG54, an
+The lists in the data folder come from create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to
+results/NAME. The bare defaults are the paper's recipe: 100,000 steps of Adam at 1e-4 and 100,000 at 1e-5, VGG54, an
 adversarial weight of 1e-3. best.pth is chosen on the validation images, by LPIPS if --lpips-backbone is given and by
 the content loss otherwise, never by PSNR, which falls as pictures get sharper.
 """

@@ -100,7 +100,9 @@ def add_training_arguments(parser, stage, steps, learning_rate, schedule):
     add = parser.add_argument
     parser.set_defaults(stage=stage)
     add("--data-folder", type=Path, default=Path("data"), help="folder with the lists of create_data_lists.py")
-    add("--run", help="name of the run, for checkpoints/NAME and results/NAME (default: srresnet_x4, srgan_x4, ...)")
+    add("--name", help="of the run, for checkpoints/NAME and results/NAME (default: srresnet_x4, srgan_x4, ...)")
+    # Its name of before, which torchrun takes for the beginning of its own --run-path and refuses.
+    add("--run", dest="name", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     add("--resume", action="store_true", help="go on from the newest whole checkpoint of the run")
     add("--scale", type=int, choices=(2, 3, 4, 8), default=4, help="factor between LR and HR")
     add("--steps", type=number(int, 1), default=steps, help="optimizer steps, in all")

@@ -151,7 +151,7 @@ def test_a_run_killed_before_its_first_save_says_what_to_do(srresnet, tmp_path):
     assert (again.status, again.out) == (2, "") and again.err.count("\n") == 1 and "--resume" in again.err
     resumed = run(srresnet.script, [*srresnet.arguments, "--resume"], tmp_path)
     assert resumed.status == 2 and resumed.err.count("\n") == 1 and "no checkpoint" in resumed.err
-    assert run(srresnet.script, [*srresnet.arguments, "--run", "another", "--steps", 2], tmp_path).status == 0
+    assert run(srresnet.script, [*srresnet.arguments, "--name", "another", "--steps", 2], tmp_path).status == 0
 
 
 def test_a_run_killed_in_its_last_save_is_put_in_order(srresnet, tmp_path):

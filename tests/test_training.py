@@ -275,7 +275,7 @@ def test_without_a_compiler_auto_goes_on_and_says_so(monkeypatch, capsys):
 @pytest.fixture(params=["train_srresnet", "train_srgan"])
 def stage(request, work, lists, vgg_file):
     """A script and the flags of a small run of it."""
-    flags = ["--data-folder", lists["off"], "--run", "small", "--device", "cpu", "--precision", "fp32", "--workers", 0]
+    flags = ["--data-folder", lists["off"], "--name", "small", "--device", "cpu", "--precision", "fp32", "--workers", 0]
     flags += ["--blocks", 1, "--channels", 8, "--crop-size", 32, "--batch-size", 4, "--learning-rate", 1e-3]
     flags += ["--steps", 6, "--schedule", "cosine", "--warmup-steps", 2, "--ema-decay", 0.5, "--validate-every", 2]
     if request.param == "train_srgan":
@@ -398,6 +398,19 @@ def test_a_flag_that_the_checkpoint_does_not_know_was_off(stage, capsys):
     call(script, *flags)
 
 
+def test_a_checkpoint_of_before_the_flag_was_called_name_is_resumed(stage, work):
+    script, flags = stage
+    i = flags.index("--name")
+    call(script, *flags[:i], "--run", *flags[i + 1 :], "--schedule", "constant", "--steps", 2)
+    path = "checkpoints/small/step_00000002.pth"
+    checkpoint = load_checkpoint(path)
+    checkpoint["args"]["run"] = checkpoint["args"].pop("name")  # as it was written then
+    save_checkpoint(path, checkpoint)
+    call(script, *flags, "--schedule", "constant", "--steps", 3, "--resume")
+    args = runs.Checkpoints(work / "checkpoints/small").load_newest()["args"]
+    assert args["name"] == "small" and "run" not in args
+
+
 def test_a_resumed_run_remembers_where_it_began(stage, work):
     script, flags = stage
     call(script, *flags, "--schedule", "constant", "--steps", 2)
@@ -421,7 +434,7 @@ def test_the_name_of_a_run_is_taken_once(stage, work, capsys):
     for folder in ("checkpoints", "results"):
         (work / folder / "small").mkdir(parents=True)
         line = refusal(capsys, script, *flags)
-        assert "the run small exists" in line and "--resume" in line and "--run" in line
+        assert "the run small exists" in line and "--resume" in line and "--name" in line
         (work / folder / "small").rmdir()
     assert "holds no checkpoint" in refusal(capsys, script, *flags, "--resume")
 
