@@ -20,7 +20,13 @@ def parse_arguments():
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--train-folders", type=Path, nargs="+", default=[], metavar="DIR", help="folders of training images")
-    add("--test-folders", type=Path, nargs="+", default=[], metavar="DIR", help="folders of test images, one list each")
+    add(
+        "--test-folders",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders of test images, one list each, called as the folder, or NAME by NAME=DIR",
+    )
     add("--output-folder", type=Path, default=Path("data"), metavar="DIR", help="where the lists go")
     add("--validation-images", type=number(int, 0), default=20, metavar="N", help="training images to hold out")
     add("--min-size", type=number(int, 1), default=96, metavar="PIXELS", help="least width and height of a training image")
@@ -44,7 +50,7 @@ import shutil
 
 from tqdm import tqdm
 
-from datasets import in_words, pack_files, without_copies
+from datasets import in_words, named_sets, pack_files, without_copies
 from pictures.pixels import IMAGE_SUFFIXES, read_image
 from utils import ImageError, UserError, atomic_write, write_text
 
@@ -152,10 +158,7 @@ def main(args):
     except OSError as error:
         raise UserError(f"--output-folder {args.output_folder}: {error.strerror}") from None
     recursive = not args.no_recursive
-    names = [folder.resolve().name for folder in args.test_folders]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"--test-folders: more than one is called {name}, and their lists would be one file")
+    test_folders = named_sets(args.test_folders, "--test-folders")
     if args.train_folders:
         images = collect(args.train_folders, args.min_size, recursive, "training")
         if len(images) <= args.validation_images:
@@ -166,9 +169,9 @@ def main(args):
         write_list(list_file, training)
         write_list(args.output_folder / "validation_images.json", held_out)
         write_pack(list_file, training, args.pack, args.pack_limit)
-    for folder in args.test_folders:
-        images = collect([folder], 1, recursive, folder.name)
-        write_list(args.output_folder / f"{folder.name}_test_images.json", images)
+    for name, folder in test_folders.items():
+        images = collect([Path(folder)], 1, recursive, name)
+        write_list(args.output_folder / f"{name}_test_images.json", images)
 
 
 if __name__ == "__main__":

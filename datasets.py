@@ -294,6 +294,54 @@ def test_images(name, data_folder="data"):
     return read_list(found)
 
 
+def named_sets(words, flag) -> dict[str, str]:
+    """The test sets of a flag, folders or lists, by what they are called, which no two are.
+
+    `NAME=FOLDER` says it. Otherwise it is the last part of the path; of several that end alike (Set5/HR Set14/HR) it is
+    the part that differs, or as many of those as it takes. Raises UserError for one given twice.
+    """
+    by_hand, parts = {}, {}
+    for word in words:
+        if words.count(word) > 1:
+            raise UserError(f"{flag}: {word} is given twice")
+        name, equals, folder = word.partition("=")
+        if equals and name and folder and not re.search(r"[/\\]", name) and not Path(word).exists():
+            by_hand[word] = (name, folder)
+        else:
+            path = Path(word).resolve() if Path(word).exists() else Path(word)
+            parts[word] = *path.parts[:-1], path.name.removesuffix(".json").removesuffix("_test_images")
+    names = different_names(list(parts.values()), [name for name, _ in by_hand.values()])
+    named = by_hand | {word: (name, word) for word, name in zip(parts, names)}
+    sets = {}
+    for name, folder in (named[word] for word in words):
+        if name.casefold() in map(str.casefold, sets):
+            raise UserError(f"{flag}: two would be called {name}; say by NAME=FOLDER what each is called")
+        sets[name] = folder
+    return sets
+
+
+def different_names(paths, taken=()):
+    """A name for each path, a tuple of its parts: the last of them, or of those that differ, the last ones."""
+    depth = max(map(len, paths), default=0)
+    rows = [("",) * (depth - len(path)) + tuple(path) for path in paths]
+    taken = Counter(name.casefold() for name in taken)
+    alike = Counter(row[-1].casefold() for row in rows) + taken
+    names = []
+    for row in rows:
+        if alike[row[-1].casefold()] == 1:
+            names.append(row[-1])
+            continue
+        group = [other for other in rows if other[-1].casefold() == row[-1].casefold()]
+        places = [i for i in range(depth) if len({other[i].casefold() for other in group}) > 1] or [depth - 1]
+        # The fewest parts, from the end on, that tell all of the group apart.
+        count = next(
+            (n for n in range(1, len(places)) if len({tuple(o[i] for i in places[-n:]) for o in group}) == len(group)), 0
+        )
+        names.append("_".join(row[i] for i in places[-count:] if row[i]) or row[-1])
+    again = Counter(name.casefold() for name in names) + taken
+    return [f"{name}_{row[-1]}" if again[name.casefold()] > 1 and name != row[-1] else name for name, row in zip(names, rows)]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What lies beside HR images and is none
 # ---------------------------------------------------------------------------------------------------------------------

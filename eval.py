@@ -26,7 +26,13 @@ def parse_arguments():
         metavar="A",
         help="also rows for mixtures of two --weights, as test.py --blend makes them: 0 is the first, 1 the second",
     )
-    add("--test-sets", nargs="+", required=True, metavar="SET", help="folders of HR images, or names of lists in --data-folder")
+    add(
+        "--test-sets",
+        nargs="+",
+        required=True,
+        metavar="SET",
+        help="folders of HR images, or names of lists in --data-folder; NAME=SET says what one is called in the table",
+    )
     add("--data-folder", type=Path, default=Path("data"), metavar="DIR", help="where the lists are")
     add("--lr-folder", type=Path, metavar="DIR", help="given LR images, of the same names, in place of bicubic downscaling")
     add("--scale", type=int, choices=(2, 3, 4, 8), help="factor, where no weights tell it (default: 4)")
@@ -51,7 +57,7 @@ import math
 
 from tqdm import tqdm
 
-from datasets import TestPairs, test_images
+from datasets import TestPairs, named_sets, test_images
 from devices import Processes, pick_dtype
 from inference import for_inference, upscale
 from metrics import evaluate, load_lpips, mean_figures
@@ -84,13 +90,8 @@ def load_models(files, blends, device, dtype, scale):
 
 def load_sets(names, data_folder, scale, lr_folder):
     """The test sets by their names in the table."""
-    sets = {}
-    for name in names:
-        label = Path(name).resolve().name.removesuffix(".json").removesuffix("_test_images")
-        if label in sets:
-            raise UserError(f"--test-sets: two sets would be called {label} in the table")
-        sets[label] = TestPairs(test_images(name, data_folder), scale, lr_folder)
-    return sets
+    named = named_sets(names, "--test-sets")
+    return {label: TestPairs(test_images(name, data_folder), scale, lr_folder) for label, name in named.items()}
 
 
 def in_table(entries):

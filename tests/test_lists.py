@@ -112,9 +112,53 @@ def test_a_link_to_the_folder_it_is_in_does_not_multiply_the_images(tmp_path, im
 def test_test_folders_of_one_name_do_not_overwrite_each_other(tmp_path, image_folder, capsys):
     for parent in ("Set5", "Set14"):
         shutil.copytree(image_folder, tmp_path / parent / "HR")
+    (tmp_path / "Set14/HR/00.png").unlink()
     folders = [tmp_path / "Set5" / "HR", tmp_path / "Set14" / "HR"]
-    line = refusal(capsys, "create_data_lists", "--test-folders", *folders, "--output-folder", tmp_path / "data")
-    assert "HR" in line
+    call("create_data_lists", "--test-folders", *folders, "--output-folder", tmp_path / "data")
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"Set5_test_images.json", "Set14_test_images.json"}
+    assert found_in(tmp_path / "data", "Set14_test") == set(folders[1].iterdir())
+    call("create_data_lists", "--test-folders", f"mine={folders[0]}", folders[1], "--output-folder", tmp_path / "by hand")
+    assert {path.name for path in (tmp_path / "by hand").iterdir()} == {"mine_test_images.json", "HR_test_images.json"}
+    assert found_in(tmp_path / "by hand", "mine_test") == set(folders[0].iterdir())
+    for again in (folders[0], folders[0] / ".." / "HR"):
+        line = refusal(capsys, "create_data_lists", "--test-folders", folders[0], again, "--output-folder", tmp_path / "data")
+        assert "--test-folders" in line and "HR" in line
+
+
+@pytest.mark.parametrize(
+    "words, labels",
+    [
+        (["Set5", "Set14"], ["Set5", "Set14"]),
+        (["Set5/HR", "Set14/HR"], ["Set5", "Set14"]),
+        (["Set5/HR/x4", "Set14/HR/x4", "Urban100"], ["Set5", "Set14", "Urban100"]),
+        (["one/2019/HR", "one/2020/HR", "two/2019/HR"], ["one_2019", "one_2020", "two_2019"]),
+        (["sets/photos", "photos"], ["sets", "photos"]),  # the second is a list
+        (["Set5/HR", "Set14/HR", "Set5"], ["Set5_HR", "Set14", "Set5"]),
+        (["Set5/HR", "SET5/hr"], None),
+        (["mine=Set5/HR", "Set14/HR"], ["mine", "HR"]),
+        (["a=Set5/HR", "b=Set5/HR"], ["a", "b"]),
+        (["Set5=photos", "Set5/HR", "Set14/HR"], ["Set5", "Set5_HR", "Set14"]),
+        (["x=1/HR", "x=2/HR", "x=2"], ["x=1", "x=2_HR", "x=2"]),  # folders with such a name
+        (["a=Set5", "A=Set14"], None),
+        (["Set5/HR", "Set5/HR/"], None),
+        (["sets/Set5_test_images.json", "more/Set5_test_images.json"], ["sets", "more"]),
+        (["sets/Set5.json", "Set14"], ["Set5", "Set14"]),
+    ],
+)
+def test_sets_are_called_by_the_part_of_the_path_that_differs(tmp_path, monkeypatch, words, labels):
+    monkeypatch.chdir(tmp_path)
+    for word in words:
+        folder = Path(word if word.startswith("x=") else word.split("=")[-1])
+        if "/" in word and folder.suffix != ".json" or word == "x=2":
+            folder.mkdir(parents=True, exist_ok=True)
+    if labels is None:
+        with pytest.raises(datasets.UserError, match="--test-sets: "):
+            datasets.named_sets(words, "--test-sets")
+    else:
+        named = datasets.named_sets(words, "--test-sets")
+        assert list(named) == labels
+        folders = [word if word.startswith("x=") else word.split("=")[-1] for word in words]
+        assert [named[label] for label in labels] == folders
 
 
 # What lies beside HR images
