@@ -3,7 +3,8 @@
     python create_data_lists.py --train-folders train2014 val2014 --test-folders Set5 Set14 BSD100
 
 writes data/train_images.json, data/validation_images.json (some of the training images, held out by a seed), and
-data/<Folder>_test_images.json for each test folder. A list is a sorted JSON array of paths relative to the list file.
+data/<Folder>_test_images.json for each test folder. A list is a sorted JSON array of paths relative to the list
+file, or of whole paths to another drive.
 Files that are no readable image or too small are left out and counted, and so are LR images and results that lie beside
 their HR images, as in many data sets; to take such a folder all the same, give it itself, not the one above it.
 If the training images are few enough, their pixels are decoded once into a pack, data/train_images.pack, from which
@@ -115,14 +116,23 @@ def collect(folders, min_size, recursive, label):
     return good
 
 
-def relative_names(paths, list_file):
-    """The paths as they stand in the list: relative to its folder, with forward slashes, sorted."""
+def name_in_list(path, folder, rules=os.path):
+    """The path as seen from a folder, or the whole path where none leads there, as to another drive of Windows."""
+    try:
+        name = rules.relpath(path, folder)
+    except ValueError:
+        name = rules.abspath(path)
+    return name.replace(rules.sep, "/")
+
+
+def names_in_list(paths, list_file):
+    """The paths as they stand in the list: relative to its folder if they can be, with forward slashes, sorted."""
     folder = list_file.parent.resolve()  # a name like ../photo.jpg leads out of where a link points
-    return sorted(Path(os.path.relpath(path, folder)).as_posix() for path in paths)
+    return sorted(name_in_list(path, folder) for path in paths)
 
 
 def write_list(list_file, paths):
-    write_text(list_file, json.dumps(relative_names(paths, list_file), indent=0, ensure_ascii=False) + "\n")
+    write_text(list_file, json.dumps(names_in_list(paths, list_file), indent=0, ensure_ascii=False) + "\n")
     print(f"  {list_file}: {len(paths)}")
 
 
@@ -141,7 +151,7 @@ def write_pack(list_file, images, mode, limit):
             print(f"  no pack: it takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; training decodes the files")
             return
         raise UserError(f"{pixels_file} takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: give --pack off")
-    names = relative_names(images, list_file)
+    names = names_in_list(images, list_file)
     shapes = []
     with atomic_write(pixels_file) as file:
         for name in tqdm(names, desc="pack", unit="image", disable=None):

@@ -191,9 +191,7 @@ class TestPairs(Dataset):
 
     def __init__(self, paths, scale: int, lr_folder=None):
         self.paths, self.scale, self.lr_folder = [Path(path) for path in paths], scale, lr_folder
-        # Each image's place below the folder that all are in: for those of one folder, the name of the file.
-        top = os.path.commonpath([path.parent.absolute() for path in self.paths])
-        self.below = [path.absolute().relative_to(top) for path in self.paths]
+        self.below = places_below([path.absolute() for path in self.paths])
         stems = Counter(path.stem for path in self.paths)
         self.names = [
             path.stem if stems[path.stem] == 1 else "_".join(below.parts) for path, below in zip(self.paths, self.below)
@@ -214,6 +212,16 @@ class TestPairs(Dataset):
         if (lr_img.shape[0] * self.scale, lr_img.shape[1] * self.scale) != hr_img.shape[:2]:
             raise ImageError(f"{lr_path}: its size times {self.scale} is not that of {path}")
         return self.names[i], lr_img, hr_img
+
+
+def places_below(paths) -> list[Path]:
+    """The place of each absolute path below the folder that all are in: for those of one folder, the name of the file.
+
+    Where they are on several drives, as Windows has them, the place begins with the letter of the drive.
+    """
+    shared = len(os.path.commonprefix([path.parent.parts for path in paths]))
+    drives = [re.sub(r"\W+", "_", path.drive).strip("_") for path in paths]
+    return [Path(*path.parts[shared:]) if shared else Path(drive, *path.parts[1:]) for path, drive in zip(paths, drives)]
 
 
 class Pack:

@@ -1,15 +1,18 @@
 """create_data_lists.py on folders as people have them."""
 
 import json
+import ntpath
+import os
 import re
 import shutil
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 from conftest import call, make_lists, refusal
 from PIL import Image
 
 import datasets
+from create_data_lists import name_in_list
 from datasets import SRDataset
 from pictures.pixels import crop_to_multiple, downscale, enlarge, read_image
 
@@ -314,6 +317,43 @@ def test_a_folder_given_itself_is_taken_whatever_it_is_called_and_doubts_are_tol
     flags = ["--output-folder", tmp_path / "data", "--validation-images", 0, "--min-size", 32]
     call("create_data_lists", "--train-folders", folder, tmp_path / "HR", *flags)
     assert found_in(tmp_path / "data", "train") == set((tmp_path / "HR").iterdir())
+
+
+@pytest.mark.parametrize(
+    "path, folder, name",
+    [
+        (r"D:\photos\a.jpg", r"C:\srgan\data", "D:/photos/a.jpg"),
+        (r"\\server\share\photos\a.jpg", r"C:\srgan\data", "//server/share/photos/a.jpg"),
+        (r"\\server\other\a.jpg", r"\\server\share\data", "//server/other/a.jpg"),
+        (r"C:\photos\a.jpg", r"C:\srgan\data", "../../photos/a.jpg"),
+        (r"c:\srgan\a b.jpg", r"C:\srgan\data", "../a b.jpg"),
+    ],
+)
+def test_photographs_on_another_drive_are_listed_by_their_whole_path(path, folder, name):
+    assert name_in_list(path, folder, ntpath) == name
+    assert ntpath.normpath(ntpath.join(folder, name)).casefold() == path.casefold()  # as the list is read
+
+
+def test_a_list_may_hold_whole_paths(tmp_path, image_folder, monkeypatch):
+    monkeypatch.setattr(os.path, "relpath", refuse_to_be_relative)
+    make_lists(tmp_path, image_folder, "--pack", "on")
+    names = names_in(tmp_path, "train") + names_in(tmp_path, "validation")
+    assert {Path(name) for name in names} == set(image_folder.iterdir())
+    dataset = SRDataset(tmp_path / "train_images.json", 32)
+    assert dataset.pack is not None and dataset[0].shape == (3, 32, 32)
+
+
+def refuse_to_be_relative(path, start=None):
+    raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+
+def test_places_of_images_on_several_drives():
+    paths = [PureWindowsPath(path) for path in (r"C:\sets\a.png", r"D:\sets\a.png", r"\\server\share\b.png")]
+    assert datasets.places_below(paths) == [Path("C/sets/a.png"), Path("D/sets/a.png"), Path("server_share/b.png")]
+    paths = [PureWindowsPath(path) for path in (r"D:\sets\a\x.png", r"D:\sets\b\x.png")]
+    assert datasets.places_below(paths) == [Path("a/x.png"), Path("b/x.png")]
+    assert datasets.places_below([Path("/sets/a/x.png"), Path("/y.png")]) == [Path("sets/a/x.png"), Path("y.png")]
+    assert datasets.places_below([Path("/sets/a/x.png")]) == [Path("x.png")]
 
 
 @pytest.mark.parametrize("pack", ["on", "off"])
