@@ -23,12 +23,14 @@ from inference import upscale
 from metrics import evaluate, mean_figures
 from pictures.comparison import labelled_row, stack
 from pictures.pixels import enlarge, write_image
-from utils import UserError, replace_by_link, write_text
+from utils import UserError, lock_file, replace_by_link, unlock_file, write_text
 from weights import load_checkpoint, save_checkpoint
 
 # What may differ when a run is resumed: it changes where things are, how fast they go or what is shown, not what is learnt.
 FREE_ON_RESUME = {"data_folder", "name", "resume", "workers", "device", "precision", "compile", "dry_run"}
 FREE_ON_RESUME |= {"init", "init_discriminator", "validate_on", "validate_every", "save_every", "log_every"}
+
+LOCK = ".lock"  # in the folder of a run's checkpoints, while a process trains
 
 
 class Log:
@@ -153,7 +155,25 @@ class Checkpoints:
     """The checkpoints of a run in their folder: step_*.pth, of which the newest two stay, last.pth and best.pth."""
 
     def __init__(self, folder):
-        self.folder = folder
+        self.folder, self.lock = folder, None
+
+    def claim(self):
+        """Lock the folder, which is made if need be, for this process; returns whether no other process has it."""
+        if self.lock is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = lock_file(self.folder / LOCK)
+        return self.lock is not None
+
+    def release(self):
+        if self.lock is not None:
+            unlock_file(self.lock)
+            self.lock = None
+
+    def clear(self):
+        """Remove all that is in the folder, but for the lock, without which the next process would take it."""
+        for path in self.folder.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def open(self, start):
         """Make the folder ready to go on after step `start`."""
@@ -206,8 +226,9 @@ class Checkpoints:
 class Run:
     """One training run: its folders, log and processes, and when to validate, save and stop.
 
-    Under torchrun there is a Run in each process; only that of rank 0 writes. Nothing is written before `start`.
-    Raises UserError for a name that is taken, or for `--resume` of a run that there is not.
+    Under torchrun there is a Run in each process; only that of rank 0 writes. Nothing is written before `start`, but for
+    the lock of a run that is there already. Raises UserError for a name that is taken, or for a run that another process
+    trains.
     """
 
     def __init__(self, args, default_name):
@@ -227,14 +248,32 @@ class Run:
         self.writer, self.best = Log(self.processes, args.steps), None
         self.bad_files, self.stop_signal, self.stopping = [], None, False
 
+    @property
+    def _taken(self):
+        return f"the run {self.name} exists: go on with it by --resume, or give another name by --name"
+
     def _claim_name(self):
-        """Clear the folders of a dry run; return what is wrong with the name of the run, or None."""
+        """Lock a run that is there, and clear the folders of a dry run; return what is wrong with the name, or None."""
         folders = self.checkpoints.folder, self.results
+        if not self.args.dry_run and not self.args.resume and any(folder.exists() for folder in folders):
+            return self._taken
+        if self.checkpoints.folder.exists():  # a new run's folder is made and locked at its start
+            problem = self._lock()
+            if problem:
+                return problem
+            if self.args.dry_run:
+                self.checkpoints.clear()
         if self.args.dry_run:
-            for folder in folders:
-                shutil.rmtree(folder, ignore_errors=True)
-        elif not self.args.resume and any(folder.exists() for folder in folders):
-            return f"the run {self.name} exists: go on with it by --resume, or give another name by --name"
+            shutil.rmtree(self.results, ignore_errors=True)
+        return None
+
+    def _lock(self):
+        """Lock the folder of the run for this process; return why that cannot be done, or None."""
+        try:
+            if not self.checkpoints.claim():
+                return f"another process is training the run {self.name}: let it end, stop it, or give another name by --name"
+        except OSError as error:
+            return f"cannot write {self.checkpoints.folder}: {error.strerror}"
         return None
 
     def parallel(self, network):
@@ -260,6 +299,12 @@ class Run:
 
     def start(self, start, columns, **facts):
         """Open the folders and logs (of `columns`), and listen for SIGTERM and Ctrl-C; print and keep the `facts`."""
+        problem = self._lock() if self.rank == 0 else None
+        if self.rank == 0 and not self.args.resume and (self.checkpoints.existing() or self.results.exists()):
+            problem = problem or self._taken  # by a run that began, and perhaps ended, since _claim_name
+        problem = self.processes.gather(problem)[0]
+        if problem:
+            raise UserError(problem)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         if self.rank == 0:
@@ -298,9 +343,11 @@ class Run:
             self.writer.write_row()
             if self.stopping:
                 self.writer.close()
+                self.checkpoints.release()
                 self.print(f"stopped after step {step}; go on with the same command and --resume")
                 return
         self.writer.close(vars(self.args))
+        self.checkpoints.release()
         self.bad_files = sum(self.processes.gather(self.bad_files), [])
         if self.bad_files:
             self.print(f"{len(self.bad_files)} times an image could not be used; the first: {self.bad_files[0]}")
