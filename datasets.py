@@ -275,6 +275,9 @@ def read_list(list_file) -> list[Path]:
         raise UserError(f"{list_file}: no such list; make it with create_data_lists.py") from None
     except (OSError, ValueError, TypeError):
         raise UserError(f"{list_file}: not a list of images; make it anew with create_data_lists.py") from None
+    if not paths and list_file.name == "validation_images.json":  # as --validation-images 0 makes it
+        way_on = "give --validate-on FOLDER, or make the lists anew with create_data_lists.py --validation-images 20"
+        raise UserError(f"{list_file}: the list is empty, so there is nothing to validate on; {way_on}")
     if not paths:
         raise UserError(f"{list_file}: the list is empty; make it anew with create_data_lists.py")
     return paths

@@ -417,6 +417,10 @@ class Run:
         path = self.checkpoints.save(step, state)
         self.print(f"step {step}: saved {path}")
 
+    def _another_run(self):
+        """The flags, in place of --resume, of a run that begins where this one is."""
+        return f"--name ANOTHER --init {self.checkpoints.folder / 'last.pth'}"
+
     def restore(self, checkpoint, dataset):
         """Take up the log and the best figure of a checkpoint and return its step.
 
@@ -430,9 +434,15 @@ class Run:
         changed = [key for key in sorted(now) if key not in free and (before.get(key) or None) != (now[key] or None)]
         if changed:
             changes = "; ".join(f"--{key.replace('_', '-')} was {before.get(key)}, is {now[key]}" for key in changed)
-            raise UserError(f"--resume would change the result of the run {self.name}: {changes}")
+            way_on = f"give them as they were, or begin another run with its weights: {self._another_run()}"
+            raise UserError(f"--resume would change the result of the run {self.name}: {changes}; {way_on}")
+        if checkpoint["step"] > self.args.steps:
+            step = checkpoint["step"]
+            raise UserError(f"--resume --steps {self.args.steps}: the run {self.name} is at step {step} already; give more")
         if checkpoint["data"] != dataset.fingerprint:
-            raise UserError(f"--resume: {dataset.list_file} is not the list of images that the run {self.name} began with")
+            problem = f"--resume: {dataset.list_file} is not the list of images that the run {self.name} began with"
+            way_on = f"give the --data-folder of then, or begin another run with its weights: {self._another_run()}"
+            raise UserError(f"{problem}; {way_on}")
         self.writer.restore(checkpoint["log"])
         self.best = checkpoint["best"]
         now |= {key: value for key, value in before.items() if key.startswith("init")}  # for the record of where it began

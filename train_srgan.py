@@ -193,10 +193,16 @@ def start_discriminator(args):
     """The discriminator before its first step. Raises UserError for a file of --init-discriminator that does not fit."""
     discriminator = Discriminator(args.discriminator_channels)
     if args.init_discriminator and not args.resume:
+        state = load_checkpoint(args.init_discriminator).get("discriminator")
+        if state is None:  # best.pth and the weights of stage 1 have none
+            raise UserError(
+                f"--init-discriminator {args.init_discriminator}: holds no discriminator; give a last.pth of stage 2"
+            )
         try:
-            discriminator.load_state_dict(load_checkpoint(args.init_discriminator)["discriminator"])
-        except (KeyError, RuntimeError, TypeError):
-            raise UserError(f"--init-discriminator {args.init_discriminator}: holds no discriminator of this size") from None
+            discriminator.load_state_dict(state)
+        except (RuntimeError, TypeError):
+            problem = "holds no discriminator of this size; give --discriminator-channels as that run had it"
+            raise UserError(f"--init-discriminator {args.init_discriminator}: {problem}") from None
     return discriminator
 
 
@@ -205,6 +211,9 @@ def main(args):
     if args.discriminator_crop and args.crop_size % args.discriminator_crop:
         raise UserError(f"--discriminator-crop {args.discriminator_crop} does not divide --crop-size {args.crop_size}")
     run = Run(args, default_name=f"srgan_x{args.scale}")
+    # Batch normalisation needs two values, and of 16 pixels the discriminator's four strides of 2 leave one.
+    if args.crop_size == 16 and args.batch_size == run.world_size and args.freeze_bn != "both":
+        raise UserError("--crop-size 16 with one crop per process: batch normalisation needs more, --batch-size or --crop-size")
     dataset, validation = load_data(args)
 
     torch.manual_seed(args.seed)

@@ -387,6 +387,52 @@ def test_changed_arguments_are_listed_and_refused(stage, capsys):
     assert "--steps was 6, is 8" in refusal(capsys, script, *flags, "--resume", "--steps", 8)  # the cosine would be another
 
 
+def test_a_refusal_to_resume_names_the_way_on(stage, work, capsys):
+    script, flags = stage
+    flags = [*flags, "--schedule", "constant", "--steps", 2]
+    call(script, *flags)
+    way_on = "--name ANOTHER --init checkpoints/small/last.pth"
+    for changed in (["--batch-size", 2], ["--seed", 3, "--ema-decay", 0.25]):
+        assert way_on in refusal(capsys, script, *flags, "--resume", *changed)
+    path = "checkpoints/small/step_00000002.pth"
+    checkpoint = load_checkpoint(path)
+    save_checkpoint(path, checkpoint | {"data": 0})
+    assert way_on in refusal(capsys, script, *flags, "--resume")
+
+
+def test_a_run_is_not_resumed_to_a_step_that_is_behind_it(stage, work, capsys):
+    script, flags = stage
+    flags = [*flags, "--schedule", "constant"]
+    call(script, *flags, "--steps", 4)
+    for steps in (1, 3):
+        line = refusal(capsys, script, *flags, "--steps", steps, "--resume")
+        assert f"--steps {steps}" in line and "step 4 already" in line
+    call(script, *flags, "--steps", 4, "--resume")
+
+
+def test_no_validation_images_lead_to_a_way_on(stage, work, image_folder, capsys):
+    from conftest import make_lists
+
+    script, flags = stage
+    make_lists(work / "data", image_folder, "--pack", "off", "--validation-images", 0)
+    flags = [*flags, "--data-folder", work / "data"]
+    line = refusal(capsys, script, *flags)
+    assert "--validate-on FOLDER" in line and "--validation-images 20" in line
+    call(script, *flags, "--validate-on", image_folder)
+
+
+@pytest.mark.parametrize("more, fits", [([], False), (["--freeze-bn", "generator"], False), (["--freeze-bn", "both"], True)])
+def test_one_crop_of_16_pixels_is_refused_where_statistics_need_more(work, lists, vgg_file, capsys, more, fits):
+    flags = ["--data-folder", lists["off"], "--device", "cpu", "--workers", 0, "--blocks", 1, "--channels", 4, "--steps", 1]
+    flags += ["--init", "none", "--vgg-weights", vgg_file, "--vgg-layer", 22, "--discriminator-channels", 2, "--crop-size", 16]
+    if fits:
+        call("train_srgan", *flags, "--batch-size", 1, *more)
+    else:
+        line = refusal(capsys, "train_srgan", *flags, "--batch-size", 1, *more)
+        assert "--batch-size" in line and not (work / "checkpoints").exists()
+        call("train_srgan", *flags, "--batch-size", 2, *more)
+
+
 def test_a_flag_that_the_checkpoint_does_not_know_was_off(stage, capsys):
     script, flags = stage
     call(script, *flags, "--schedule", "constant", "--steps", 2)
@@ -509,8 +555,10 @@ def test_stage_2_starts_from_stage_1(work, lists, vgg_file, capsys):
     save_checkpoint("run.pth", {"discriminator": discriminator.state_dict()})
     args = SimpleNamespace(discriminator_channels=2, init_discriminator="run.pth", resume=False)
     assert equal(train_srgan.start_discriminator(args).state_dict(), discriminator.state_dict())
-    for wrong in ({"init_discriminator": "start.pth"}, {"discriminator_channels": 3}):
-        with pytest.raises(utils.UserError, match="no discriminator of this size"):
+    problems = [({"init_discriminator": "start.pth"}, "no discriminator; give a last.pth of stage 2")]
+    problems += [({"discriminator_channels": channels}, "no discriminator of this size") for channels in (1, 3)]
+    for wrong, message in problems:
+        with pytest.raises(utils.UserError, match=message):
             train_srgan.start_discriminator(SimpleNamespace(**vars(args) | wrong))
     # To another scale what fits is taken, and what does not is named.
     generator = train_srgan.start_generator(SimpleNamespace(init="start.pth", scale=3))
