@@ -3,9 +3,12 @@
     python create_data_lists.py --train-folders train2014 val2014 --test-folders Set5 Set14 BSD100
 
 writes data/train_images.json, data/validation_images.json (some of the training images, held out by a seed), and
-data/<Folder>_test_images.json for each test folder. A list is a sorted JSON array of paths relative to the list file.
-Files that are no readable image or too small are left out and counted. If the training images are few enough, their
-pixels are decoded once into a pack, data/train_images.pack, from which training reads its crops many times faster.
+data/<Folder>_test_images.json for each test folder. A list is a sorted JSON array of paths relative to the list
+file, or of whole paths to another drive.
+Files that are no readable image or too small are left out and counted, and so are LR images and results that lie beside
+their HR images, as in many data sets; to take such a folder all the same, give it itself, not the one above it.
+If the training images are few enough, their pixels are decoded once into a pack, data/train_images.pack, from which
+training reads its crops many times faster.
 """
 
 from collections import Counter
@@ -18,7 +21,13 @@ def parse_arguments():
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--train-folders", type=Path, nargs="+", default=[], metavar="DIR", help="folders of training images")
-    add("--test-folders", type=Path, nargs="+", default=[], metavar="DIR", help="folders of test images, one list each")
+    add(
+        "--test-folders",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders of test images, one list each, called as the folder, or NAME by NAME=DIR",
+    )
     add("--output-folder", type=Path, default=Path("data"), metavar="DIR", help="where the lists go")
     add("--validation-images", type=number(int, 0), default=20, metavar="N", help="training images to hold out")
     add("--min-size", type=number(int, 1), default=96, metavar="PIXELS", help="least width and height of a training image")
@@ -42,7 +51,7 @@ import shutil
 
 from tqdm import tqdm
 
-from datasets import pack_files
+from datasets import in_words, named_sets, pack_files, without_copies
 from pictures.pixels import IMAGE_SUFFIXES, read_image
 from utils import ImageError, UserError, atomic_write, write_text
 
@@ -86,30 +95,44 @@ def check_images(files, min_size, label):
 
 def collect(folders, min_size, recursive, label):
     """The usable images of the folders with their (height, width); prints what was left out. Raises UserError if none are."""
-    files, others = [], 0
+    below, others = {}, 0  # each file's place below the folder that was given
     for folder in folders:
         found, more = find_images(folder, recursive)
-        files, others = files + found, others + more
+        for path in found:
+            place = path.relative_to(folder)
+            below[path] = min(place, below.get(path, place), key=lambda place: len(place.parts))
+        others += more
     # One file under two names would be two images, one of them held out, perhaps, and the other trained on.
-    files = list({os.path.realpath(path): path for path in reversed(files)}.values())[::-1]
-    good, reasons = check_images(files, min_size, label)
+    files = list({os.path.realpath(path): path for path in reversed(below)}.values())[::-1]
+    readable, reasons = check_images(files, min_size, label)
+    kept, copies, doubtful = without_copies({path: below[path] for path in readable})
+    good = {path: readable[path] for path in kept}
     if others:
         reasons["not the ending of an image"] += others
-    left_out = "".join(f"; left out: {count} {reason}" for reason, count in sorted(reasons.items()))
-    print(f"{label}: {len(good)} images{left_out}")
+    print(f"{label}: {len(good)} images{in_words(reasons + copies, doubtful)}")
     if not good:
-        raise UserError(f"{label}: no usable image in {' '.join(map(str, folders))}")
+        way_on = "; to take what is called LR, give the very folder that it lies in" if copies else ""
+        raise UserError(f"{label}: no usable image in {' '.join(map(str, folders))}{way_on}")
     return good
 
 
-def relative_names(paths, list_file):
-    """The paths as they stand in the list: relative to its folder, with forward slashes, sorted."""
+def name_in_list(path, folder, rules=os.path):
+    """The path as seen from a folder, or the whole path where none leads there, as to another drive of Windows."""
+    try:
+        name = rules.relpath(path, folder)
+    except ValueError:
+        name = rules.abspath(path)
+    return name.replace(rules.sep, "/")
+
+
+def names_in_list(paths, list_file):
+    """The paths as they stand in the list: relative to its folder if they can be, with forward slashes, sorted."""
     folder = list_file.parent.resolve()  # a name like ../photo.jpg leads out of where a link points
-    return sorted(Path(os.path.relpath(path, folder)).as_posix() for path in paths)
+    return sorted(name_in_list(path, folder) for path in paths)
 
 
 def write_list(list_file, paths):
-    write_text(list_file, json.dumps(relative_names(paths, list_file), indent=0, ensure_ascii=False) + "\n")
+    write_text(list_file, json.dumps(names_in_list(paths, list_file), indent=0, ensure_ascii=False) + "\n")
     print(f"  {list_file}: {len(paths)}")
 
 
@@ -128,7 +151,7 @@ def write_pack(list_file, images, mode, limit):
             print(f"  no pack: it takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; training decodes the files")
             return
         raise UserError(f"{pixels_file} takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: give --pack off")
-    names = relative_names(images, list_file)
+    names = names_in_list(images, list_file)
     shapes = []
     with atomic_write(pixels_file) as file:
         for name in tqdm(names, desc="pack", unit="image", disable=None):
@@ -145,10 +168,7 @@ def main(args):
     except OSError as error:
         raise UserError(f"--output-folder {args.output_folder}: {error.strerror}") from None
     recursive = not args.no_recursive
-    names = [folder.resolve().name for folder in args.test_folders]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"--test-folders: more than one is called {name}, and their lists would be one file")
+    test_folders = named_sets(args.test_folders, "--test-folders")
     if args.train_folders:
         images = collect(args.train_folders, args.min_size, recursive, "training")
         if len(images) <= args.validation_images:
@@ -159,9 +179,9 @@ def main(args):
         write_list(list_file, training)
         write_list(args.output_folder / "validation_images.json", held_out)
         write_pack(list_file, training, args.pack, args.pack_limit)
-    for folder in args.test_folders:
-        images = collect([folder], 1, recursive, folder.name)
-        write_list(args.output_folder / f"{folder.name}_test_images.json", images)
+    for name, folder in test_folders.items():
+        images = collect([Path(folder)], 1, recursive, name)
+        write_list(args.output_folder / f"{name}_test_images.json", images)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,13 @@ def parse_arguments():
         metavar="A",
         help="also rows for mixtures of two --weights, as test.py --blend makes them: 0 is the first, 1 the second",
     )
-    add("--test-sets", nargs="+", required=True, metavar="SET", help="folders of HR images, or names of lists in --data-folder")
+    add(
+        "--test-sets",
+        nargs="+",
+        required=True,
+        metavar="SET",
+        help="folders of HR images, or names of lists in --data-folder; NAME=SET says what one is called in the table",
+    )
     add("--data-folder", type=Path, default=Path("data"), metavar="DIR", help="where the lists are")
     add("--lr-folder", type=Path, metavar="DIR", help="given LR images, of the same names, in place of bicubic downscaling")
     add(
@@ -58,7 +64,7 @@ import math
 
 from tqdm import tqdm
 
-from datasets import TestPairs, test_images
+from datasets import TestPairs, named_sets, test_images
 from devices import Processes, pick_dtype
 from inference import for_inference, upscale
 from metrics import DIAGNOSTICS, evaluate, load_lpips, mean_figures
@@ -93,13 +99,9 @@ def load_sets(names, data_folder, scale, lr_folder, degradation):
     """The test sets by their names in the table."""
     if lr_folder and degradation != "bicubic":
         raise UserError(f"--degradation {degradation} makes the LR images that --lr-folder gives: leave one of them out")
-    sets = {}
-    for name in names:
-        label = Path(name).resolve().name.removesuffix(".json").removesuffix("_test_images")
-        if label in sets:
-            raise UserError(f"--test-sets: two sets would be called {label} in the table")
-        sets[label] = TestPairs(test_images(name, data_folder), scale, lr_folder, degradation)
-    return sets
+    named = named_sets(names, "--test-sets")
+    sets = {label: test_images(name, data_folder) for label, name in named.items()}
+    return {label: TestPairs(paths, scale, lr_folder, degradation) for label, paths in sets.items()}
 
 
 def in_table(entries):

@@ -23,14 +23,16 @@ from inference import upscale
 from metrics import evaluate, mean_figures
 from pictures.comparison import labelled_row, stack
 from pictures.pixels import enlarge, write_image
-from utils import UserError, replace_by_link, write_text
+from utils import UserError, lock_file, replace_by_link, unlock_file, write_text
 from weights import load_checkpoint, save_checkpoint
 
 # What may differ when a run is resumed: it changes where things are, how fast they go or what is shown, not what is learnt.
-FREE_ON_RESUME = {"data_folder", "run", "recipe", "resume", "workers", "device", "precision", "compile", "dry_run"}
+FREE_ON_RESUME = {"data_folder", "name", "run", "recipe", "resume", "workers", "device", "precision", "compile", "dry_run"}
 FREE_ON_RESUME |= {"init", "init_discriminator", "validate_on", "validate_every", "save_every", "log_every"}
 # What was done before there was the flag, where that is not None, False or 0.
 WITHOUT_FLAG = {"degradation": "bicubic", "discriminator": "paper"}
+
+LOCK = ".lock"  # in the folder of a run's checkpoints, while a process trains
 
 
 class Log:
@@ -155,7 +157,25 @@ class Checkpoints:
     """The checkpoints of a run in their folder: step_*.pth, of which the newest two stay, last.pth and best.pth."""
 
     def __init__(self, folder):
-        self.folder = folder
+        self.folder, self.lock = folder, None
+
+    def claim(self):
+        """Lock the folder, which is made if need be, for this process; returns whether no other process has it."""
+        if self.lock is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = lock_file(self.folder / LOCK)
+        return self.lock is not None
+
+    def release(self):
+        if self.lock is not None:
+            unlock_file(self.lock)
+            self.lock = None
+
+    def clear(self):
+        """Remove all that is in the folder, but for the lock, without which the next process would take it."""
+        for path in self.folder.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def open(self, start):
         """Make the folder ready to go on after step `start`."""
@@ -182,7 +202,7 @@ class Checkpoints:
                 return load_checkpoint(path)
             except UserError as error:
                 print(f"passed over: {error}", file=sys.stderr)
-        raise UserError(f"{self.folder} holds no checkpoint to go on from; start anew without --resume, under another --run")
+        raise UserError(f"{self.folder} holds no checkpoint to go on from; start anew without --resume, under another --name")
 
     def save(self, step, state):
         """Write a checkpoint as step_*.pth and as last.pth; return its path."""
@@ -208,12 +228,13 @@ class Checkpoints:
 class Run:
     """One training run: its folders, log and processes, and when to validate, save and stop.
 
-    Under torchrun there is a Run in each process; only that of rank 0 writes. Nothing is written before `start`.
-    Raises UserError for a name that is taken, or for `--resume` of a run that there is not.
+    Under torchrun there is a Run in each process; only that of rank 0 writes. Nothing is written before `start`, but for
+    the lock of a run that is there already. Raises UserError for a name that is taken, or for a run that another process
+    trains.
     """
 
     def __init__(self, args, default_name):
-        self.args, self.name = args, "dry_run" if args.dry_run else args.run or default_name
+        self.args, self.name = args, "dry_run" if args.dry_run else args.name or default_name
         self.checkpoints, self.results = Checkpoints(Path("checkpoints") / self.name), Path("results") / self.name
         self.processes = Processes(args.device)
         self.rank, self.world_size, self.device = self.processes.rank, self.processes.count, self.processes.device
@@ -229,14 +250,32 @@ class Run:
         self.writer, self.best = Log(self.processes, args.steps), None
         self.bad_files, self.stop_signal, self.stopping = [], None, False
 
+    @property
+    def _taken(self):
+        return f"the run {self.name} exists: go on with it by --resume, or give another name by --name"
+
     def _claim_name(self):
-        """Clear the folders of a dry run; return what is wrong with the name of the run, or None."""
+        """Lock a run that is there, and clear the folders of a dry run; return what is wrong with the name, or None."""
         folders = self.checkpoints.folder, self.results
+        if not self.args.dry_run and not self.args.resume and any(folder.exists() for folder in folders):
+            return self._taken
+        if self.checkpoints.folder.exists():  # a new run's folder is made and locked at its start
+            problem = self._lock()
+            if problem:
+                return problem
+            if self.args.dry_run:
+                self.checkpoints.clear()
         if self.args.dry_run:
-            for folder in folders:
-                shutil.rmtree(folder, ignore_errors=True)
-        elif not self.args.resume and any(folder.exists() for folder in folders):
-            return f"the run {self.name} exists: go on with it by --resume, or give another name by --run"
+            shutil.rmtree(self.results, ignore_errors=True)
+        return None
+
+    def _lock(self):
+        """Lock the folder of the run for this process; return why that cannot be done, or None."""
+        try:
+            if not self.checkpoints.claim():
+                return f"another process is training the run {self.name}: let it end, stop it, or give another name by --name"
+        except OSError as error:
+            return f"cannot write {self.checkpoints.folder}: {error.strerror}"
         return None
 
     def parallel(self, network):
@@ -265,6 +304,12 @@ class Run:
 
         Of the `recipe`, names of arguments, prints what they are now.
         """
+        problem = self._lock() if self.rank == 0 else None
+        if self.rank == 0 and not self.args.resume and (self.checkpoints.existing() or self.results.exists()):
+            problem = problem or self._taken  # by a run that began, and perhaps ended, since _claim_name
+        problem = self.processes.gather(problem)[0]
+        if problem:
+            raise UserError(problem)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         if self.rank == 0:
@@ -306,9 +351,11 @@ class Run:
             self.writer.write_row()
             if self.stopping:
                 self.writer.close()
+                self.checkpoints.release()
                 self.print(f"stopped after step {step}; go on with the same command and --resume")
                 return
         self.writer.close(vars(self.args))
+        self.checkpoints.release()
         self.bad_files = sum(self.processes.gather(self.bad_files), [])
         if self.bad_files:
             self.print(f"{len(self.bad_files)} times an image could not be used; the first: {self.bad_files[0]}")
@@ -378,6 +425,10 @@ class Run:
         path = self.checkpoints.save(step, state)
         self.print(f"step {step}: saved {path}")
 
+    def _another_run(self):
+        """The flags, in place of --resume, of a run that begins where this one is."""
+        return f"--name ANOTHER --init {self.checkpoints.folder / 'last.pth'}"
+
     def restore(self, checkpoint, dataset):
         """Take up the log and the best figure of a checkpoint and return its step.
 
@@ -385,7 +436,7 @@ class Run:
         """
         before, now = checkpoint["args"], vars(self.args)
         if before.get("stage") != now["stage"]:
-            raise UserError(f"--resume: the run {self.name} is one of the other stage; give another name by --run")
+            raise UserError(f"--resume: the run {self.name} is one of the other stage; give another name by --name")
         free = FREE_ON_RESUME | ({"steps"} if now["schedule"] == "constant" else set())
         # A flag that the checkpoint does not know was off: None, False or 0, or as WITHOUT_FLAG says. So was one that is gone
         # by now, or the run cannot go on as it began.
@@ -394,9 +445,15 @@ class Run:
         changed = [key for key in keys if (before.get(key) or None) != (now.get(key) or None)]
         if changed:
             changes = "; ".join(f"--{key.replace('_', '-')} was {before.get(key)}, is {now.get(key)}" for key in changed)
-            raise UserError(f"--resume would change the result of the run {self.name}: {changes}")
+            way_on = f"give them as they were, or begin another run with its weights: {self._another_run()}"
+            raise UserError(f"--resume would change the result of the run {self.name}: {changes}; {way_on}")
+        if checkpoint["step"] > self.args.steps:
+            step = checkpoint["step"]
+            raise UserError(f"--resume --steps {self.args.steps}: the run {self.name} is at step {step} already; give more")
         if checkpoint["data"] != dataset.fingerprint:
-            raise UserError(f"--resume: {dataset.list_file} is not the list of images that the run {self.name} began with")
+            problem = f"--resume: {dataset.list_file} is not the list of images that the run {self.name} began with"
+            way_on = f"give the --data-folder of then, or begin another run with its weights: {self._another_run()}"
+            raise UserError(f"{problem}; {way_on}")
         self.writer.restore(checkpoint["log"])
         self.best = checkpoint["best"]
         now |= {key: value for key, value in before.items() if key.startswith("init")}  # for the record of where it began

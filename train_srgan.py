@@ -4,8 +4,8 @@
     python train_srgan.py --init checkpoints/srresnet_x4.pth --vgg-weights vgg19.pth --lpips-backbone alexnet.pth
     python train_srgan.py --resume
 
-The lists in the data folder come from create_data_lists.py. Checkpoints go to checkpoints/RUN, logs and samples to
-results/RUN. The bare defaults are the paper's recipe: 100,000 steps of Adam at 1e-4 and 100,000 at 1e-5, VGG54, an
+The lists in the data folder come from create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to
+results/NAME. The bare defaults are the paper's recipe: 100,000 steps of Adam at 1e-4 and 100,000 at 1e-5, VGG54, an
 adversarial weight of 1e-3. best.pth is chosen on the validation images, by LPIPS if --lpips-backbone is given and by
 the content loss otherwise, never by PSNR, which falls as pictures get sharper. --recipe shipped is what the weights that
 ship are trained by: against ringing artifacts, false colours and what the LR image contradicts.
@@ -258,10 +258,16 @@ def start_discriminator(args):
     """The discriminator before its first step. Raises UserError for a file of --init-discriminator that does not fit."""
     discriminator = Discriminator(args.discriminator_channels, patches=args.discriminator == "patch")
     if args.init_discriminator and not args.resume:
+        state = load_checkpoint(args.init_discriminator).get("discriminator")
+        if state is None:  # best.pth and the weights of stage 1 have none
+            raise UserError(
+                f"--init-discriminator {args.init_discriminator}: holds no discriminator; give a last.pth of stage 2"
+            )
         try:
-            discriminator.load_state_dict(load_checkpoint(args.init_discriminator)["discriminator"])
-        except (KeyError, RuntimeError, TypeError):
-            raise UserError(f"--init-discriminator {args.init_discriminator}: holds no discriminator of this size") from None
+            discriminator.load_state_dict(state)
+        except (RuntimeError, TypeError):
+            problem = "holds no discriminator of this size; give --discriminator-channels as that run had it"
+            raise UserError(f"--init-discriminator {args.init_discriminator}: {problem}") from None
     return discriminator
 
 
@@ -272,6 +278,9 @@ def main(args):
     if args.vgg_crop and args.vgg_crop > args.crop_size:
         raise UserError(f"--vgg-crop {args.vgg_crop} is more than --crop-size {args.crop_size}")
     run = Run(args, default_name=f"srgan_x{args.scale}")
+    # Batch normalisation needs two values, and of 16 pixels the discriminator's four strides of 2 leave one.
+    if args.crop_size == 16 and args.batch_size == run.world_size and args.freeze_bn != "both":
+        raise UserError("--crop-size 16 with one crop per process: batch normalisation needs more, --batch-size or --crop-size")
     dataset, validation = load_data(args)
 
     torch.manual_seed(args.seed)

@@ -3,8 +3,8 @@
     python train_srresnet.py --data-folder data
     python train_srresnet.py --data-folder data --resume
 
-The lists in the data folder come from create_data_lists.py. Checkpoints go to checkpoints/RUN, logs and samples to
-results/RUN. The bare defaults are the paper's recipe: 1,000,000 steps of Adam at 1e-4, batches of 16 crops of 96 pixels.
+The lists in the data folder come from create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to
+results/NAME. The bare defaults are the paper's recipe: 1,000,000 steps of Adam at 1e-4, batches of 16 crops of 96 pixels.
 --recipe quick is a first try on a CPU, --recipe shipped what the weights that ship are trained by.
 """
 

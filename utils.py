@@ -5,6 +5,7 @@ Not here: PyTorch, which takes seconds to import, so that `--help`, a bad flag a
 
 import argparse
 import contextlib
+import errno
 import json
 import math
 import os
@@ -12,6 +13,13 @@ import re
 import shutil
 import sys
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+    fcntl = None
 
 
 class UserError(Exception):
@@ -100,7 +108,9 @@ def add_training_arguments(parser, stage, steps, learning_rate, schedule):
     add = parser.add_argument
     parser.set_defaults(stage=stage)
     add("--data-folder", type=Path, default=Path("data"), help="folder with the lists of create_data_lists.py")
-    add("--run", help="name of the run, for checkpoints/NAME and results/NAME (default: srresnet_x4, srgan_x4, ...)")
+    add("--name", help="of the run, for checkpoints/NAME and results/NAME (default: srresnet_x4, srgan_x4, ...)")
+    # Its name of before, which torchrun takes for the beginning of its own --run-path and refuses.
+    add("--run", dest="name", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     add("--resume", action="store_true", help="go on from the newest whole checkpoint of the run")
     add("--scale", type=int, choices=(2, 3, 4, 8), default=4, help="factor between LR and HR")
     add("--steps", type=number(int, 1), default=steps, help="optimizer steps, in all")
@@ -169,6 +179,40 @@ def atomic_write(path):
         raise UserError(f"cannot write {path}: {error.strerror or error}; what was there before is untouched") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock_file(path):
+    """Lock a file, which is made if need be, for this process alone: the open file, or None if another process has it.
+
+    The operating system holds the lock, and lets go of it when the process ends, however it does. A process that this one
+    forks does not have it. Where the file system knows no locks, a warning is printed and the file returned all the same.
+    """
+    while True:
+        file = open(path, "ab")  # noqa: SIM115 (it stays open as long as the lock)
+        try:
+            if fcntl:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            else:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                file.close()
+                return None
+            print(f"warning: {path} cannot be locked ({error.strerror}): start nothing else that writes there", file=sys.stderr)
+        with contextlib.suppress(FileNotFoundError):  # another process may just have removed it, as its last act
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()
+
+
+def unlock_file(file):
+    """Remove a file of `lock_file` and let go of its lock."""
+    if fcntl:  # while the lock holds, or it could be the next one's
+        Path(file.name).unlink(missing_ok=True)
+    file.close()
+    if not fcntl:  # which removes no open file, so not the next one's either
+        with contextlib.suppress(OSError):
+            os.unlink(file.name)
 
 
 def write_text(path, text):

@@ -377,7 +377,7 @@ def measure_start(args):
     device = ["--device", str(args.device), "--precision", args.precision]
 
     def first_step():
-        options = ["--run", f"run_{time.time_ns()}", "--log-every", "1", "--compile", "off", "--data-folder", packed.parent]
+        options = ["--name", f"run_{time.time_ns()}", "--log-every", "1", "--compile", "off", "--data-folder", packed.parent]
         sizes = ["--batch-size", str(args.batch_size), "--crop-size", str(args.crop_size)]
         command = [sys.executable, ROOT / "train_srresnet.py", *options, *sizes, *device]
         lines = []

@@ -1,6 +1,8 @@
 """The scripts as commands: help, dry runs, and one line with exit status 2 for whatever a user can get wrong."""
 
+import argparse
 import csv
+import importlib
 import json
 import re
 import subprocess
@@ -9,6 +11,9 @@ import sys
 import pytest
 from conftest import ROOT, call, environment, one_line, refusal
 from PIL import Image
+from torch.distributed.run import get_args_parser as torchrun_parser
+
+import utils
 
 SCRIPTS = ["create_data_lists", "train_srresnet", "train_srgan", "eval", "test"]
 TRAINING = ["train_srresnet", "train_srgan"]
@@ -133,3 +138,54 @@ def test_a_dry_run_does_everything_once_and_can_be_repeated(work, lists, vgg_fil
     assert Image.open(results / "samples/step_00000002.png").size[0] > 100
     assert list(results.glob("events*"))
     assert {path.name for path in work.iterdir()} == {"checkpoints", "results"}
+
+
+# Flags and torchrun, which reads the whole line before the script does
+
+
+def actions_of(script, monkeypatch):
+    """The actions of the parser of a script."""
+    parsers = []
+
+    def stop(parser, words=None):
+        parsers.append(parser)
+        raise StopIteration
+
+    with monkeypatch.context() as patch:
+        patch.setattr(utils.ArgumentParser, "parse_args", stop)
+        with pytest.raises(StopIteration):
+            importlib.import_module(script).parse_arguments()
+    return parsers[0]._actions
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "export"])
+def test_no_flag_is_one_of_torchrun_or_begins_one(script, monkeypatch):
+    theirs = [flag for flag in torchrun_parser()._option_string_actions if flag not in ("-h", "--help")]
+    ours = [
+        flag for action in actions_of(script, monkeypatch) if action.help != argparse.SUPPRESS for flag in action.option_strings
+    ]
+    ours = set(ours) - {"-h", "--help"}
+    assert len(ours) > 2
+    assert not [(flag, other) for flag in ours for other in theirs if other.startswith(flag)]
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_torchrun_hands_every_flag_on(script, monkeypatch):
+    for action in actions_of(script, monkeypatch):
+        flags = [flag for flag in action.option_strings if action.help != argparse.SUPPRESS and flag not in ("-h", "--help")]
+        for flag in flags:
+            launch = torchrun_parser().parse_args(["--nproc-per-node=2", f"{script}.py", flag, "x"])
+            assert launch.training_script_args == [flag, "x"]
+    with pytest.raises(SystemExit):  # or the old spelling need not be hidden
+        torchrun_parser().parse_args(["--nproc-per-node=2", f"{script}.py", "--run", "x"])
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_the_old_spelling_of_name_still_works(script, capsys):
+    parse = importlib.import_module(script).parse_arguments
+    assert parse([]).name is None and not hasattr(parse([]), "run")
+    for words in (["--run", "mine"], ["--run=mine"], ["--name", "mine"], ["--run", "other", "--name", "mine"]):
+        assert parse(words).name == "mine"
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    assert "--name" in (shown := capsys.readouterr().out) and "--run" not in shown

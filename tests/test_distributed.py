@@ -154,7 +154,14 @@ def test_a_dry_run_of_two_processes_is_repeatable(srresnet, tmp_path):
 
 def test_torchrun_itself(srresnet, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    command += [f"--master-port={free_port()}", ROOT / "train_srresnet.py", *srresnet.arguments, "--steps=2"]
+    command += [
+        f"--master-port={free_port()}",
+        ROOT / "train_srresnet.py",
+        *srresnet.arguments,
+        "--steps=2",
+        "--name",
+        "by_torchrun",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0 and "done: 2 steps" in done.stdout, done.stdout + done.stderr

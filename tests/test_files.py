@@ -1,11 +1,13 @@
 """Bad and odd image files: each gives the right pixels or one clear line, in lists, in training, in measuring and upscaling."""
 
+import errno
 import importlib.util
 import json
 import os
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import zlib
 from collections import namedtuple
@@ -15,6 +17,8 @@ import numpy as np
 import pytest
 from helpers import ROOT, SMALL, TEMPORARY, Result
 from PIL import Image
+
+import utils
 
 CROP = 16  # of training; smaller images are of no use for it
 GIF, GOOD, SMALLER, BAD = "gif", "good", "smaller", "bad"
@@ -722,3 +726,31 @@ def test_a_batch_of_fifty_odd_files(zoo, batch, tmp_path):
     assert len(names_in(tmp_path / "out")) == len(good) and not list(tmp_path.rglob(TEMPORARY))
     result = batch("in", "--skip-existing")
     assert result.status == 2 and f"0 of {len(good | bad)} files upscaled, into out, {len(good)} skipped" in result.out, result
+
+
+# Locks
+
+
+def test_a_locked_file_is_locked_for_other_processes_until_its_own_ends(tmp_path):
+    hold = "import sys, utils; file = utils.lock_file(sys.argv[1]); print(file is not None, flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, tmp_path / "lock"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with subprocess.Popen(command, **pipes) as first:
+        assert first.stdout.readline() == "True\n"
+        assert utils.lock_file(tmp_path / "lock") is None
+        first.kill()
+    file = utils.lock_file(tmp_path / "lock")
+    assert file is not None
+    with subprocess.Popen(command, **pipes) as second:
+        assert second.communicate("")[0] == "False\n"
+    utils.unlock_file(file)
+    assert not (tmp_path / "lock").exists()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(utils.fcntl, "lockf", refuse)
+    utils.lock_file(tmp_path / "lock").close()
+    assert "No locks available" in capsys.readouterr().err

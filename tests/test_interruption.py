@@ -151,7 +151,7 @@ def test_a_run_killed_before_its_first_save_says_what_to_do(srresnet, tmp_path):
     assert (again.status, again.out) == (2, "") and again.err.count("\n") == 1 and "--resume" in again.err
     resumed = run(srresnet.script, [*srresnet.arguments, "--resume"], tmp_path)
     assert resumed.status == 2 and resumed.err.count("\n") == 1 and "no checkpoint" in resumed.err
-    assert run(srresnet.script, [*srresnet.arguments, "--run", "another", "--steps", 2], tmp_path).status == 0
+    assert run(srresnet.script, [*srresnet.arguments, "--name", "another", "--steps", 2], tmp_path).status == 0
 
 
 def test_a_run_killed_in_its_last_save_is_put_in_order(srresnet, tmp_path):
@@ -240,6 +240,75 @@ def wait_in_first_save():
 
     runs.Run._on_signal = note
     at_save(2, lambda: setattr(os, "fsync", wait))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two processes and one run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def contents(folder):
+    """Every file of the runs in a folder, but for what holds the lock."""
+    files = [path for name in ("checkpoints", "results") for path in (folder / name).rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in files if path.name != runs.LOCK}
+
+
+@pytest.mark.parametrize(
+    "first, step, second", [([], 4, ["--resume"]), (["--dry-run"], 2, ["--dry-run"]), (["--resume"], 16, ["--resume"])]
+)
+def test_a_run_that_lives_is_left_alone(srresnet, tmp_path, first, step, second):
+    if "--resume" in first:
+        stop_after(srresnet, tmp_path, 2)
+    process = Script(srresnet.script, [*srresnet.arguments, *first], tmp_path, functools.partial(wait_before_save, step))
+    assert process.wait_until(lambda: (tmp_path / "about_to_save").exists())
+    before = contents(tmp_path)
+    other = run(srresnet.script, [*srresnet.arguments, *second, "--device=cpu"], tmp_path)
+    assert other.status == 2, other
+    assert other.err.startswith("error: another process is training the run") and other.err.count("\n") == 1
+    assert before and contents(tmp_path) == before
+    process.send(signal.SIGKILL)  # which leaves the file of the lock, but no lock
+    process.wait()
+    again = run(srresnet.script, [*srresnet.arguments, *second], tmp_path)
+    assert again.status == 0 and "done: " in again.out, again
+    assert not list(tmp_path.rglob(runs.LOCK))
+
+
+def test_a_run_killed_with_its_loader_processes_at_work_is_resumed_at_once(srresnet, tmp_path):
+    stop_after(srresnet, tmp_path, 2, "--workers", 2)
+    finish(srresnet, tmp_path)
+
+
+def test_two_runs_of_a_new_name_begin_but_once(srresnet, tmp_path):
+    # Both have found the name free before either begins.
+    process = Script(srresnet.script, srresnet.arguments, tmp_path, wait_before_start)
+    assert process.wait_until(lambda: (tmp_path / "about_to_start").exists())
+    quick = run(srresnet.script, srresnet.arguments, tmp_path)
+    assert quick.status == 0
+    before = contents(tmp_path)
+    (tmp_path / "go_on").touch()
+    late = process.wait()
+    assert late.status == 2 and "exists" in late.err and late.err.count("\n") == 1, late
+    assert contents(tmp_path) == before
+
+
+def wait_before_save(step):
+    def wait():
+        Path("about_to_save").touch()
+        time.sleep(PATIENCE)
+
+    at_save(step, wait)
+
+
+def wait_before_start():
+    start = runs.Run.start
+
+    def wait(run, *args, **facts):
+        Path("about_to_start").touch()
+        while not Path("go_on").exists():
+            time.sleep(0.005)
+        start(run, *args, **facts)
+
+    runs.Run.start = wait
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,17 +1,20 @@
 """create_data_lists.py on folders as people have them."""
 
 import json
+import ntpath
+import os
 import re
 import shutil
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 from conftest import call, make_lists, refusal
 from PIL import Image
 
 import datasets
+from create_data_lists import name_in_list
 from datasets import SRDataset
-from pictures.pixels import read_image
+from pictures.pixels import crop_to_multiple, downscale, enlarge, read_image
 
 
 def names_in(folder, which):
@@ -112,9 +115,245 @@ def test_a_link_to_the_folder_it_is_in_does_not_multiply_the_images(tmp_path, im
 def test_test_folders_of_one_name_do_not_overwrite_each_other(tmp_path, image_folder, capsys):
     for parent in ("Set5", "Set14"):
         shutil.copytree(image_folder, tmp_path / parent / "HR")
+    (tmp_path / "Set14/HR/00.png").unlink()
     folders = [tmp_path / "Set5" / "HR", tmp_path / "Set14" / "HR"]
-    line = refusal(capsys, "create_data_lists", "--test-folders", *folders, "--output-folder", tmp_path / "data")
-    assert "HR" in line
+    call("create_data_lists", "--test-folders", *folders, "--output-folder", tmp_path / "data")
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"Set5_test_images.json", "Set14_test_images.json"}
+    assert found_in(tmp_path / "data", "Set14_test") == set(folders[1].iterdir())
+    call("create_data_lists", "--test-folders", f"mine={folders[0]}", folders[1], "--output-folder", tmp_path / "by hand")
+    assert {path.name for path in (tmp_path / "by hand").iterdir()} == {"mine_test_images.json", "HR_test_images.json"}
+    assert found_in(tmp_path / "by hand", "mine_test") == set(folders[0].iterdir())
+    for again in (folders[0], folders[0] / ".." / "HR"):
+        line = refusal(capsys, "create_data_lists", "--test-folders", folders[0], again, "--output-folder", tmp_path / "data")
+        assert "--test-folders" in line and "HR" in line
+
+
+@pytest.mark.parametrize(
+    "words, labels",
+    [
+        (["Set5", "Set14"], ["Set5", "Set14"]),
+        (["Set5/HR", "Set14/HR"], ["Set5", "Set14"]),
+        (["Set5/HR/x4", "Set14/HR/x4", "Urban100"], ["Set5", "Set14", "Urban100"]),
+        (["one/2019/HR", "one/2020/HR", "two/2019/HR"], ["one_2019", "one_2020", "two_2019"]),
+        (["sets/photos", "photos"], ["sets", "photos"]),  # the second is a list
+        (["Set5/HR", "Set14/HR", "Set5"], ["Set5_HR", "Set14", "Set5"]),
+        (["Set5/HR", "SET5/hr"], None),
+        (["mine=Set5/HR", "Set14/HR"], ["mine", "HR"]),
+        (["a=Set5/HR", "b=Set5/HR"], ["a", "b"]),
+        (["Set5=photos", "Set5/HR", "Set14/HR"], ["Set5", "Set5_HR", "Set14"]),
+        (["x=1/HR", "x=2/HR", "x=2"], ["x=1", "x=2_HR", "x=2"]),  # folders with such a name
+        (["a=Set5", "A=Set14"], None),
+        (["Set5/HR", "Set5/HR/"], None),
+        (["sets/Set5_test_images.json", "more/Set5_test_images.json"], ["sets", "more"]),
+        (["sets/Set5.json", "Set14"], ["Set5", "Set14"]),
+    ],
+)
+def test_sets_are_called_by_the_part_of_the_path_that_differs(tmp_path, monkeypatch, words, labels):
+    monkeypatch.chdir(tmp_path)
+    for word in words:
+        folder = Path(word if word.startswith("x=") else word.split("=")[-1])
+        if "/" in word and folder.suffix != ".json" or word == "x=2":
+            folder.mkdir(parents=True, exist_ok=True)
+    if labels is None:
+        with pytest.raises(datasets.UserError, match="--test-sets: "):
+            datasets.named_sets(words, "--test-sets")
+    else:
+        named = datasets.named_sets(words, "--test-sets")
+        assert list(named) == labels
+        folders = [word if word.startswith("x=") else word.split("=")[-1] for word in words]
+        assert [named[label] for label in labels] == folders
+
+
+# What lies beside HR images
+
+
+def write_pictures(folder, layout, photographs):
+    """Write pictures by their names: of each name whose number it is (0, 1, ...), photograph that, as its way says.
+
+    A way is HR, /4 for a small copy, ~4 for that in the old size, *2 for an enlargement.
+    """
+    for name, (number, way) in layout.items():
+        img = photographs[number]
+        if way[0] in "/~":
+            img = downscale(crop_to_multiple(img, int(way[1])), int(way[1]))
+        if way[0] in "~*":
+            img = enlarge(img, int(way[1]))
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(img).save(folder / name)
+
+
+# Layouts as public data sets have them; HR marks what is to be kept.
+SETS = {
+    "SelfExSR": {
+        f"image_SRF_4/img_{i:03d}_SRF_4_{kind}.png": (i, way)
+        for i in range(3)
+        for kind, way in {
+            "HR": "HR",
+            "LR": "/4",
+            "bicubic": "~4",
+            "SRCNN": "~4",
+            "A+": "~4",
+            "Kim": "~4",
+            "nearest": "~4",
+        }.items()
+    },
+    "benchmark": {"HR/baby.png": (0, "HR"), "LR_bicubic/X4/babyx4.png": (0, "/4"), "LR_bicubic/X2/babyx2.png": (0, "/2")},
+    "DIV2K": {
+        f"{folder}/{i:04d}{end}.png": (i, way)
+        for i in range(3)
+        for folder, end, way in [
+            ("DIV2K_train_HR", "", "HR"),
+            ("DIV2K_train_LR_bicubic/X4", "x4", "/4"),
+            ("DIV2K_train_LR_wild", "x4w1", "/4"),
+            ("DIV2K_train_LR_x8", "x8", "/8"),
+        ]
+    },
+    "only LR of some": {"DIV2K_valid_LR_unknown/X3/0801x3.png": (1, "/3"), "DIV2K_train_HR/0001.png": (0, "HR")},
+    "BasicSR": {"GTmod12/head.png": (0, "HR"), "LRbicx4/head.png": (0, "/4"), "LRbicx2/head.png": (0, "/2")},
+    "by scale": {
+        "X4/HR/head.png": (0, "HR"),
+        "X4/LR/head.png": (0, "/4"),
+        "X2/HR/bird.png": (1, "HR"),
+        "X2/LR/bird.png": (1, "/2"),
+    },
+    "RealSR": {
+        "Canon_001_HR.png": (0, "HR"),
+        "Canon_001_LR4.png": (0, "~4"),
+        "Nikon_HR_x2.png": (1, "HR"),
+        "Nikon_LR_x2.png": (1, "/2"),
+    },
+    "of one folder": {
+        "a.png": (0, "HR"),
+        "a_lr.png": (0, "/4"),
+        "A x3.png": (0, "/3"),
+        "b.png": (1, "HR"),
+        "b (bicubic).png": (1, "~4"),
+    },
+    "no gap": {"babyHR.png": (0, "HR"), "babyLR.png": (0, "/4")},
+    "folders without a word": {
+        "train/a.png": (0, "HR"),
+        "input/a.png": (0, "/4"),
+        "train/b.png": (1, "HR"),
+        "thumbs/B.png": (1, "/8"),
+    },
+    "a folder is proved by one": {"set/a.png": (0, "HR"), "LR/a.png": (0, "/4"), "LR/of_no_other.png": (1, "/4")},
+    "results of test.py": {"a.png": (0, "HR"), "a_x2.png": (0, "*2"), "b.png": (1, "HR"), "b_srgan_x4.png": (1, "~4")},
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_what_is_made_of_hr_images_is_left_out_and_counted(tmp_path, photographs, capsys, name):
+    write_pictures(tmp_path / "set", SETS[name], photographs)
+    call("create_data_lists", "--test-folders", tmp_path / "set", "--output-folder", tmp_path / "data")
+    hr = {tmp_path / "set" / path for path, (_, way) in SETS[name].items() if way == "HR"}
+    assert found_in(tmp_path / "data", "set_test") == hr
+    line = capsys.readouterr().out.splitlines()[0]
+    assert sum(map(int, re.findall(r"left out: (\d+)", line))) == len(SETS[name]) - len(hr), line
+    call(
+        "create_data_lists",
+        "--train-folders",
+        tmp_path / "set",
+        "--output-folder",
+        tmp_path,
+        "--min-size=1",
+        "--validation-images=0",
+    )
+    assert found_in(tmp_path, "train") == hr
+
+
+def test_the_reasons_are_told(tmp_path, photographs, capsys):
+    layout = SETS["SelfExSR"] | {"image_SRF_4/more.png": (4, "HR"), "small/more.png": (4, "/2"), "more_x4.png": (4, "/4")}
+    write_pictures(tmp_path / "set", layout, photographs)
+    call("create_data_lists", "--test-folders", tmp_path / "set", "--output-folder", tmp_path / "data")
+    line = capsys.readouterr().out.splitlines()[0]
+    assert "set: 4 images;" in line and "3 LR by name or folder" in line and "1 scaled by name or folder" in line
+    assert "15 results by name or folder" in line and "1 small copies of a picture of the same name" in line
+
+
+# Pictures that are no copies, whatever they are called.
+LEGITIMATE = {
+    "alone": {"x4.png": (0, "HR")},
+    "cars": {
+        "bmw.png": (0, "HR"),
+        "bmw x4.png": (3, "/2"),
+        "bmw x2.png": (6, "/4"),
+        "cx4 car.png": (9, "HR"),
+        "box4.png": (1, "HR"),
+    },
+    "models of cars": {"X2.png": (0, "HR"), "X4.png": (3, "/2"), "LR2/1.png": (6, "HR"), "LR4/1.png": (9, "/2")},
+    "sizes": {"xl/a.png": (0, "HR"), "l/a.png": (3, "HR"), "x2 large/b.png": (6, "/2"), "lr.png": (9, "HR")},
+    "two cameras": {"phone/IMG_0001.png": (0, "HR"), "camera/IMG_0001.png": (3, "/2"), "camera/IMG_0002.png": (6, "HR")},
+    "Lightroom": {"LR/dawn.png": (0, "HR"), "LR/dusk.png": (3, "/2"), "others/noon.png": (6, "HR")},
+    "words": {
+        "the nearest.png": (0, "HR"),
+        "the.png": (3, "HR"),
+        "left_lr.png": (6, "HR"),
+        "LRRH.png": (9, "HR"),
+        "floor.png": (1, "HR"),
+    },
+    "frames": {f"{clip}/{i:04d}.png": (clip * 3 + i, "HR") for clip in range(3) for i in range(3)},
+    "numbers": {"photo_HR.png": (0, "HR"), "photo_2.png": (3, "HR"), "photo_3.png": (6, "HR")},
+}
+
+
+@pytest.mark.parametrize("name", LEGITIMATE)
+def test_pictures_that_are_no_copies_are_kept(tmp_path, photographs, capsys, name):
+    write_pictures(tmp_path / "set", LEGITIMATE[name], photographs)
+    call("create_data_lists", "--test-folders", tmp_path / "set", "--output-folder", tmp_path / "data")
+    assert found_in(tmp_path / "data", "set_test") == {tmp_path / "set" / path for path in LEGITIMATE[name]}
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_a_folder_given_itself_is_taken_whatever_it_is_called_and_doubts_are_told(tmp_path, photographs, capsys):
+    write_pictures(tmp_path, {f"DIV2K_train_LR_bicubic/X4/000{i}x4.png": (i, "HR") for i in range(3)}, photographs)
+    folder = tmp_path / "DIV2K_train_LR_bicubic" / "X4"
+    line = refusal(capsys, "create_data_lists", "--test-folders", tmp_path, "--output-folder", tmp_path / "data")
+    assert "give the very folder" in line
+    call("create_data_lists", "--test-folders", folder, "--output-folder", tmp_path / "data")
+    assert len(names_in(tmp_path / "data", "X4_test")) == 3
+    assert "the names say LR, x4 or the like: 3" in capsys.readouterr().out
+    write_pictures(tmp_path, {f"HR/000{i}.png": (i, "*4") for i in range(3)}, photographs)
+    call("create_data_lists", "--test-folders", folder, tmp_path / "HR", "--output-folder", tmp_path / "data")
+    flags = ["--output-folder", tmp_path / "data", "--validation-images", 0, "--min-size", 32]
+    call("create_data_lists", "--train-folders", folder, tmp_path / "HR", *flags)
+    assert found_in(tmp_path / "data", "train") == set((tmp_path / "HR").iterdir())
+
+
+@pytest.mark.parametrize(
+    "path, folder, name",
+    [
+        (r"D:\photos\a.jpg", r"C:\srgan\data", "D:/photos/a.jpg"),
+        (r"\\server\share\photos\a.jpg", r"C:\srgan\data", "//server/share/photos/a.jpg"),
+        (r"\\server\other\a.jpg", r"\\server\share\data", "//server/other/a.jpg"),
+        (r"C:\photos\a.jpg", r"C:\srgan\data", "../../photos/a.jpg"),
+        (r"c:\srgan\a b.jpg", r"C:\srgan\data", "../a b.jpg"),
+    ],
+)
+def test_photographs_on_another_drive_are_listed_by_their_whole_path(path, folder, name):
+    assert name_in_list(path, folder, ntpath) == name
+    assert ntpath.normpath(ntpath.join(folder, name)).casefold() == path.casefold()  # as the list is read
+
+
+def test_a_list_may_hold_whole_paths(tmp_path, image_folder, monkeypatch):
+    monkeypatch.setattr(os.path, "relpath", refuse_to_be_relative)
+    make_lists(tmp_path, image_folder, "--pack", "on")
+    names = names_in(tmp_path, "train") + names_in(tmp_path, "validation")
+    assert {Path(name) for name in names} == set(image_folder.iterdir())
+    dataset = SRDataset(tmp_path / "train_images.json", 32)
+    assert dataset.pack is not None and dataset[0].shape == (3, 32, 32)
+
+
+def refuse_to_be_relative(path, start=None):
+    raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+
+def test_places_of_images_on_several_drives():
+    paths = [PureWindowsPath(path) for path in (r"C:\sets\a.png", r"D:\sets\a.png", r"\\server\share\b.png")]
+    assert datasets.places_below(paths) == [Path("C/sets/a.png"), Path("D/sets/a.png"), Path("server_share/b.png")]
+    paths = [PureWindowsPath(path) for path in (r"D:\sets\a\x.png", r"D:\sets\b\x.png")]
+    assert datasets.places_below(paths) == [Path("a/x.png"), Path("b/x.png")]
+    assert datasets.places_below([Path("/sets/a/x.png"), Path("/y.png")]) == [Path("sets/a/x.png"), Path("y.png")]
+    assert datasets.places_below([Path("/sets/a/x.png")]) == [Path("x.png")]
 
 
 @pytest.mark.parametrize("pack", ["on", "off"])

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from conftest import call
 from PIL import Image
 from scipy.signal import convolve2d
 
@@ -185,3 +186,26 @@ def test_a_test_set_is_a_folder_or_a_list(lists, image_folder, tmp_path):
     for name in (tmp_path / "empty", "Set99"):
         with pytest.raises(utils.UserError, match="no"):
             datasets.test_images(name, lists["off"])
+
+
+def test_a_folder_with_lr_images_and_results_is_measured_on_its_hr_images(tmp_path, photographs, capsys):
+    for name, img in {"a_HR": photographs[0], "b_HR": photographs[3], "x4": photographs[6]}.items():
+        Image.fromarray(img).save(tmp_path / f"{name}.png")
+    for name, img in {"a": photographs[0], "b": photographs[3]}.items():
+        small = downscale(img[:72, :72], 4)
+        Image.fromarray(small).save(tmp_path / f"{name}_LR.png")
+        Image.fromarray(enlarge(small, 4)).save(tmp_path / f"{name}_VDSR.png")
+    assert [path.name for path in datasets.test_images(tmp_path)] == ["a_HR.png", "b_HR.png", "x4.png"]
+    said = capsys.readouterr().err
+    assert "3 images; left out: 2 LR by name or folder; left out: 2 results" in said and said.count("\n") == 1
+
+
+def test_sets_of_one_name_stand_apart_in_the_table(work, photographs, capsys):
+    for i, name in enumerate(("Set5/HR", "Set14/HR", "more/HR")):
+        (work / name).mkdir(parents=True)
+        Image.fromarray(photographs[3 * i]).save(work / name / "a.png")
+    call("eval", "--test-sets", "Set5/HR", "Set14/HR", "mine=more/HR", "--device", "cpu", "--save-images")
+    figures = json.loads((work / "results/eval/metrics.json").read_text())["bicubic"]
+    assert set(figures) == {"Set5", "Set14", "mine"} and len({entries[0]["psnr"] for entries in figures.values()}) == 3
+    assert "| Set5 | Set14 | mine |" in capsys.readouterr().out.replace("|---", "")
+    assert (work / "results/eval/mine/a_bicubic.png").exists()

@@ -336,7 +336,7 @@ def test_without_a_compiler_auto_goes_on_and_says_so(monkeypatch, capsys):
 @pytest.fixture(params=["train_srresnet", "train_srgan"])
 def stage(request, work, lists, vgg_file):
     """A script and the flags of a small run of it."""
-    flags = ["--data-folder", lists["off"], "--run", "small", "--device", "cpu", "--precision", "fp32", "--workers", 0]
+    flags = ["--data-folder", lists["off"], "--name", "small", "--device", "cpu", "--precision", "fp32", "--workers", 0]
     flags += ["--blocks", 1, "--channels", 8, "--crop-size", 32, "--batch-size", 4, "--learning-rate", 1e-3]
     flags += ["--steps", 6, "--schedule", "cosine", "--warmup-steps", 2, "--ema-decay", 0.5, "--validate-every", 2]
     if request.param == "train_srgan":
@@ -448,6 +448,52 @@ def test_changed_arguments_are_listed_and_refused(stage, capsys):
     assert "--steps was 6, is 8" in refusal(capsys, script, *flags, "--resume", "--steps", 8)  # the cosine would be another
 
 
+def test_a_refusal_to_resume_names_the_way_on(stage, work, capsys):
+    script, flags = stage
+    flags = [*flags, "--schedule", "constant", "--steps", 2]
+    call(script, *flags)
+    way_on = "--name ANOTHER --init checkpoints/small/last.pth"
+    for changed in (["--batch-size", 2], ["--seed", 3, "--ema-decay", 0.25]):
+        assert way_on in refusal(capsys, script, *flags, "--resume", *changed)
+    path = "checkpoints/small/step_00000002.pth"
+    checkpoint = load_checkpoint(path)
+    save_checkpoint(path, checkpoint | {"data": 0})
+    assert way_on in refusal(capsys, script, *flags, "--resume")
+
+
+def test_a_run_is_not_resumed_to_a_step_that_is_behind_it(stage, work, capsys):
+    script, flags = stage
+    flags = [*flags, "--schedule", "constant"]
+    call(script, *flags, "--steps", 4)
+    for steps in (1, 3):
+        line = refusal(capsys, script, *flags, "--steps", steps, "--resume")
+        assert f"--steps {steps}" in line and "step 4 already" in line
+    call(script, *flags, "--steps", 4, "--resume")
+
+
+def test_no_validation_images_lead_to_a_way_on(stage, work, image_folder, capsys):
+    from conftest import make_lists
+
+    script, flags = stage
+    make_lists(work / "data", image_folder, "--pack", "off", "--validation-images", 0)
+    flags = [*flags, "--data-folder", work / "data"]
+    line = refusal(capsys, script, *flags)
+    assert "--validate-on FOLDER" in line and "--validation-images 20" in line
+    call(script, *flags, "--validate-on", image_folder)
+
+
+@pytest.mark.parametrize("more, fits", [([], False), (["--freeze-bn", "generator"], False), (["--freeze-bn", "both"], True)])
+def test_one_crop_of_16_pixels_is_refused_where_statistics_need_more(work, lists, vgg_file, capsys, more, fits):
+    flags = ["--data-folder", lists["off"], "--device", "cpu", "--workers", 0, "--blocks", 1, "--channels", 4, "--steps", 1]
+    flags += ["--init", "none", "--vgg-weights", vgg_file, "--vgg-layer", 22, "--discriminator-channels", 2, "--crop-size", 16]
+    if fits:
+        call("train_srgan", *flags, "--batch-size", 1, *more)
+    else:
+        line = refusal(capsys, "train_srgan", *flags, "--batch-size", 1, *more)
+        assert "--batch-size" in line and not (work / "checkpoints").exists()
+        call("train_srgan", *flags, "--batch-size", 2, *more)
+
+
 def test_a_flag_that_the_checkpoint_does_not_know_was_off(stage, capsys):
     script, flags = stage
     call(script, *flags, "--schedule", "constant", "--steps", 2)
@@ -457,6 +503,19 @@ def test_a_flag_that_the_checkpoint_does_not_know_was_off(stage, capsys):
     flags = [*flags, "--schedule", "constant", "--steps", 3, "--resume"]
     assert "--seed was None, is 5" in refusal(capsys, script, *flags, "--seed", 5)
     call(script, *flags)
+
+
+def test_a_checkpoint_of_before_the_flag_was_called_name_is_resumed(stage, work):
+    script, flags = stage
+    i = flags.index("--name")
+    call(script, *flags[:i], "--run", *flags[i + 1 :], "--schedule", "constant", "--steps", 2)
+    path = "checkpoints/small/step_00000002.pth"
+    checkpoint = load_checkpoint(path)
+    checkpoint["args"]["run"] = checkpoint["args"].pop("name")  # as it was written then
+    save_checkpoint(path, checkpoint)
+    call(script, *flags, "--schedule", "constant", "--steps", 3, "--resume")
+    args = runs.Checkpoints(work / "checkpoints/small").load_newest()["args"]
+    assert args["name"] == "small" and "run" not in args
 
 
 def test_a_resumed_run_remembers_where_it_began(stage, work):
@@ -482,7 +541,7 @@ def test_the_name_of_a_run_is_taken_once(stage, work, capsys):
     for folder in ("checkpoints", "results"):
         (work / folder / "small").mkdir(parents=True)
         line = refusal(capsys, script, *flags)
-        assert "the run small exists" in line and "--resume" in line and "--run" in line
+        assert "the run small exists" in line and "--resume" in line and "--name" in line
         (work / folder / "small").rmdir()
     assert "holds no checkpoint" in refusal(capsys, script, *flags, "--resume")
 
@@ -557,8 +616,10 @@ def test_stage_2_starts_from_stage_1(work, lists, vgg_file, capsys):
     save_checkpoint("run.pth", {"discriminator": discriminator.state_dict()})
     args = SimpleNamespace(discriminator_channels=2, discriminator="paper", init_discriminator="run.pth", resume=False)
     assert equal(train_srgan.start_discriminator(args).state_dict(), discriminator.state_dict())
-    for wrong in ({"init_discriminator": "start.pth"}, {"discriminator_channels": 3}):
-        with pytest.raises(utils.UserError, match="no discriminator of this size"):
+    problems = [({"init_discriminator": "start.pth"}, "no discriminator; give a last.pth of stage 2")]
+    problems += [({"discriminator_channels": channels}, "no discriminator of this size") for channels in (1, 3)]
+    for wrong, message in problems:
+        with pytest.raises(utils.UserError, match=message):
             train_srgan.start_discriminator(SimpleNamespace(**vars(args) | wrong))
     # To another scale what fits is taken, and what does not is named.
     generator = train_srgan.start_generator(SimpleNamespace(init="start.pth", scale=3))
