@@ -621,7 +621,7 @@ def test_xmp_iptc_and_comments_go_from_format_to_format(source, form, upscale, t
     name = save_with_words(tmp_path / f"a.{source}")
     result = upscale(name, f"a_x4{formats.FORMATS[form]}", "--format", form)
     found, said = formats.read_picture(result).info, capsys.readouterr().out
-    with_xmp, with_iptc, with_comment = (form in words for words in ("png jpg tiff webp", "png jpg tiff", "png jpg gif"))
+    with_xmp, with_iptc, with_comment = (form in words for words in ("png jpg tiff webp avif", "png jpg tiff", "png jpg gif"))
     assert found.get("xmp", b"").decode() == (TRUE_XMP if with_xmp else "")
     assert found.get("iptc") == (IPTC if with_iptc and source != "webp" else None)
     assert found.get("comment") == ("früh" if with_comment and source in ("jpg", "png") else None)
