@@ -16,6 +16,7 @@ FLOORS = [
         "pictures.deep",
         "pictures.video",
         "pictures.comparison",
+        "pictures.folders",
         "pictures.metadata",
         "pictures.opening",
     },

@@ -16,7 +16,7 @@ from skimage import data
 import test as test_script
 import utils
 from models import SRResNet
-from pictures import deep, formats, opening
+from pictures import deep, folders, formats, opening
 from pictures.deep import turned
 from pictures.pixels import orientation_of, read_image
 from pictures.video import upscale_video
@@ -402,7 +402,7 @@ def test_of_a_folder_all_that_can_be_read_is_taken(tmp_path):
     for name in ("b.JFIF", "a.avif", "c.ppm", "d.mts", "._b.jpg", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    assert [path.name for path in test_script.find_inputs([tmp_path])] == ["a.avif", "b.JFIF", "c.ppm", "d.mts"]
+    assert [path.name for path in folders.find_inputs([tmp_path])] == ["a.avif", "b.JFIF", "c.ppm", "d.mts"]
 
 
 def test_of_several_pages_the_first_is_enlarged_and_the_others_are_named(upscale, tmp_path, capsys):
@@ -784,7 +784,7 @@ def test_what_pillow_reads_is_read_in_folders(name, weights, tmp_path):
         (folder / name).write_bytes(b"qoif" + struct.pack(">IIBB", 63, 40, 3, 0) + runs + bytes(7) + b"\1")
     else:
         image.save(folder / name)
-    [found] = test_script.find_inputs([folder])
+    [found] = folders.find_inputs([folder])
     [frame] = formats.read_picture(found).frames
     if name == "a.qoi":
         assert frame.rgb[0, 0].tolist() == [255, 0, 0] and frame.rgb[39, 30].tolist() == [0, 0, 255]
@@ -801,7 +801,7 @@ def test_heic_needs_a_package_and_says_so(tmp_path, monkeypatch):
         for read in (formats.read_picture, read_image):
             with pytest.raises(utils.ImageError, match=f"{name}.*pip install pillow-heif"):
                 read(tmp_path / name)
-    assert [path.name for path in test_script.find_inputs([tmp_path])] == ["a.heic", "b.heif", "c.jpg"]
+    assert [path.name for path in folders.find_inputs([tmp_path])] == ["a.heic", "b.heif", "c.jpg"]
 
 
 def test_heic(upscale, tmp_path):
