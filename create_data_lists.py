@@ -78,18 +78,29 @@ def find_images(folder, recursive=True):
 
 
 def check_images(files, min_size, label):
-    """The files that are readable images of at least `min_size` pixels each way, with their sizes, and why others are not."""
-    good, reasons = {}, Counter()
+    """The files that are readable images of at least `min_size` pixels each way, with their sizes, and why others are not.
+
+    Says how many of them are nearly black, as 12 bits in a file of 16 are that does not declare its range.
+    """
+    good, reasons, dark = {}, Counter(), []
     for path in tqdm(files, desc=label, unit="image", disable=None):
         try:
-            height, width = read_image(path).shape[:2]
+            image = read_image(path)
         except ImageError:
             reasons["not a readable image"] += 1
             continue
+        height, width = image.shape[:2]
         if min(height, width) < min_size:
             reasons[f"under {min_size} pixels"] += 1
-        else:
-            good[path] = (height, width)
+            continue
+        good[path] = (height, width)
+        if image.max() < 32:
+            dark.append(path)
+    if dark:
+        print(
+            f"{label}: {len(dark)} images are nearly black, with no value over 31 of 255, such as {dark[0]}: if they use a part"
+        )
+        print("  of 16 bits, save them stretched, or declare their white (MaxSampleValue in TIFF, sBIT in PNG)")
     return good, reasons
 
 

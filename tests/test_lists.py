@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path, PureWindowsPath
 
+import numpy as np
 import pytest
 from conftest import call, make_lists, refusal
 from PIL import Image
@@ -53,6 +54,19 @@ def test_junk_is_left_out_and_counted(tmp_path, junk, capsys):
     assert "training: 8 images; " in out
     counts = {reason: int(count) for count, reason in re.findall(r"left out: (\d+) ([^;\n]+)", out)}
     assert counts == {"not a readable image": 4, "under 32 pixels": 1, "not the ending of an image": 2}
+
+
+def test_pictures_that_use_a_part_of_16_bits_are_told(tmp_path, photographs, capsys):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    twelve = photographs[0][..., 0].astype(np.uint16) * 16
+    Image.fromarray(twelve).save(folder / "undeclared.png")
+    Image.fromarray(twelve).save(folder / "declared.tif", tiffinfo={281: 4095})
+    Image.fromarray(twelve * 16).save(folder / "sixteen.png")
+    Image.fromarray(photographs[1] // 16).save(folder / "night.png")
+    call("create_data_lists", "--test-folders", folder, "--output-folder", tmp_path / "data")
+    told = [line for line in capsys.readouterr().out.splitlines() if "nearly black" in line]
+    assert len(told) == 1 and told[0].startswith("scans: 2 images") and "night.png" in told[0]
 
 
 def test_names_are_relative_sorted_and_readable(tmp_path, junk):
