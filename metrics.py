@@ -16,6 +16,7 @@ from pictures.pixels import enlarge, to_tensor
 from utils import UserError
 from weights import load_checkpoint
 
+FIGURES = ("psnr", "ssim")  # of `evaluate`, for the table and the logs of training; LPIPS where it is asked for
 # For looking at what a network does wrong: in metrics.json and the logs of training, no columns of the table.
 DIAGNOSTICS = ("colour_shift", "chroma", "consistency", "echo", "gray")
 YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])  # BT.601, full range

@@ -133,7 +133,7 @@ from losses import (
     vgg_features,
     with_luma_of,
 )
-from metrics import DIAGNOSTICS, load_lpips
+from metrics import DIAGNOSTICS, FIGURES, load_lpips
 from models import Discriminator, Generator, TruncatedVGG19, build_network
 from pictures.pixels import to_tensor
 from runs import Run, freeze_bn, learning_rate_at, load_data, update_ema
@@ -320,7 +320,7 @@ def main(args):
     terms = ["content", "adversarial", "texture", "pixel", "chroma", "consistency", "echo"]
     columns = ["learning_rate", "generator", *terms, *[f"share_{term}" for term in terms], "discriminator", "accuracy_hr"]
     columns += ["accuracy_sr", "gradient_norm_g", "gradient_norm_d"]
-    columns += [f"validation/{figure}" for figure in ("psnr", "ssim", judged_by, *DIAGNOSTICS)]
+    columns += [f"validation/{figure}" for figure in (*FIGURES, judged_by, *DIAGNOSTICS)]
     run.start(
         start,
         columns=columns,

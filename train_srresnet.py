@@ -48,7 +48,7 @@ import torch.nn.functional as F
 
 from devices import autocast
 from inference import for_inference
-from metrics import DIAGNOSTICS
+from metrics import DIAGNOSTICS, FIGURES
 from models import build_network
 from runs import Run, freeze_bn, learning_rate_at, load_data, update_ema
 from weights import start_from
@@ -92,7 +92,7 @@ def main(args):
         freeze_bn(network)
     run.start(
         start,
-        columns=["learning_rate", "loss", "gradient_norm", *[f"validation/{key}" for key in ("psnr", "ssim", *DIAGNOSTICS)]],
+        columns=["learning_rate", "loss", "gradient_norm", *[f"validation/{key}" for key in (*FIGURES, *DIAGNOSTICS)]],
         recipe=RECIPES[args.recipe],
         parameters=sum(p.numel() for p in network.parameters()),
         training_images=len(dataset.paths),
