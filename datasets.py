@@ -132,9 +132,9 @@ class SRDataset(Dataset):
         if rng.integers(2):
             crop = crop[:, ::-1]
         crop = np.rot90(crop, rng.integers(4))
-        if rng.random() < self.gray_share:
+        if self.gray_share and rng.random() < self.gray_share:
             crop = gray(crop)
-        if rng.random() < self.stretch_share:
+        if self.stretch_share and rng.random() < self.stretch_share:
             crop = stretched(crop, *rng.uniform(0, 10, size=2))
         return crop.transpose(2, 0, 1)
 

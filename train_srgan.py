@@ -7,8 +7,8 @@
 The lists in the data folder come from create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to
 results/NAME. The bare defaults are the paper's recipe: 100,000 steps of Adam at 1e-4 and 100,000 at 1e-5, VGG54, an
 adversarial weight of 1e-3. best.pth is chosen on the validation images, by LPIPS if --lpips-backbone is given and by
-the content loss otherwise, never by PSNR, which falls as pictures get sharper. --recipe shipped is what the weights that
-ship are trained by: against ringing artifacts, false colours and what the LR image contradicts.
+the content loss otherwise, never by PSNR, which falls as pictures get sharper. --recipe shipped is the current recipe
+for weights that are to ship (docs/LOG.md): against ringing artifacts, false colours and what the LR image contradicts.
 """
 
 from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, parse_with_recipe, user_errors

@@ -5,7 +5,7 @@
 
 The lists in the data folder come from create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to
 results/NAME. The bare defaults are the paper's recipe: 1,000,000 steps of Adam at 1e-4, batches of 16 crops of 96 pixels.
---recipe quick is a first try on a CPU, --recipe shipped what the weights that ship are trained by.
+--recipe quick is a first try on a CPU, --recipe shipped the current recipe for weights that are to ship (docs/LOG.md).
 """
 
 from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, parse_with_recipe, user_errors
