@@ -64,7 +64,10 @@ class Log:
         rows = []
         if path.exists():
             with open(path, newline="") as file:
-                rows = [row for row in csv.DictReader(file) if None not in row.values() and int(row["step"]) <= start]
+                reader = csv.DictReader(file)
+                rows = [row for row in reader if None not in row.values() and int(row["step"]) <= start]
+            # Columns of a version before, which had other losses, stay.
+            self.columns += [column for column in reader.fieldnames or () if column not in self.columns]
         temporary = path.with_suffix(".tmp")
         with open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)

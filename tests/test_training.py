@@ -505,6 +505,26 @@ def test_a_flag_that_the_checkpoint_does_not_know_was_off(stage, capsys):
     call(script, *flags)
 
 
+def test_a_run_of_a_version_with_other_losses_keeps_their_columns(stage, work, capsys):
+    script, flags = stage
+    flags = [*flags, "--schedule", "constant"]
+    call(script, *flags, "--steps", 2)
+    log = work / "results/small/log.csv"
+    head, *rows = log.read_text().splitlines()
+    log.write_text("\n".join([f"{head},colour", *(f"{row},0.25" for row in rows)]) + "\n")
+    call(script, *flags, "--steps", 4, "--resume")
+    with open(log, newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["colour"] for row in found if int(row["step"]) <= 2] == ["0.25"] * len(rows)
+    assert int(found[-1]["step"]) == 4 and found[-1]["colour"] == ""
+    # A loss that is gone and was on: the run cannot go on as it began.
+    path = "checkpoints/small/step_00000004.pth"
+    checkpoint = load_checkpoint(path)
+    checkpoint["args"]["colour_weight"] = 20.0
+    save_checkpoint(path, checkpoint)
+    assert "--colour-weight was 20.0, is None" in refusal(capsys, script, *flags, "--steps", 5, "--resume")
+
+
 def test_a_checkpoint_of_before_the_flag_was_called_name_is_resumed(stage, work):
     script, flags = stage
     i = flags.index("--name")
