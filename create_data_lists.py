@@ -51,7 +51,8 @@ import shutil
 
 from tqdm import tqdm
 
-from datasets import in_words, named_sets, pack_files, without_copies
+from datasets import pack_files
+from image_lists import in_words, named_sets, without_copies
 from pictures.pixels import IMAGE_SUFFIXES, read_image
 from utils import ImageError, UserError, atomic_write, write_text
 

@@ -64,8 +64,9 @@ import math
 
 from tqdm import tqdm
 
-from datasets import TestPairs, named_sets, test_images
+from datasets import TestPairs
 from devices import Processes, pick_dtype
+from image_lists import named_sets, test_images
 from inference import for_inference, upscale
 from metrics import DIAGNOSTICS, evaluate, load_lpips, mean_figures
 from pictures.comparison import slider_figure, with_close_ups, write_page

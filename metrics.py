@@ -1,6 +1,6 @@
 """PSNR, SSIM, LPIPS, and figures for looking at what a network does wrong; `evaluate`, the protocol of the README, once.
 
-Pictures are (H, W, 3) uint8. Not here: command lines, and where test images come from (datasets.py).
+Pictures are (H, W, 3) uint8. Not here: command lines, and where test images come from (image_lists.py).
 """
 
 import math

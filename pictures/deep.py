@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-
 WORD_TAGS = (270, 271, 272, 305, 306, 315, 33432)  # of EXIF: description, make, model, software, date, artist, copyright
 
 

@@ -14,6 +14,7 @@ import datasets
 import utils
 from datasets import CROPS_PER_IMAGE, WINDOW, SRDataset, train_loader, training_pair
 from degradations import degrade
+from image_lists import read_list
 from pictures.pixels import crop_to_multiple, downscale, read_image
 
 SIZE = 32
@@ -202,7 +203,7 @@ def damaged(tmp_path, image_folder):
     folder = tmp_path / "data"
     shutil.copytree(image_folder, folder)
     make_lists(folder, folder, "--pack", "off")
-    gone, short, text, small = (path for path in datasets.read_list(folder / "train_images.json")[2:6])
+    gone, short, text, small = (path for path in read_list(folder / "train_images.json")[2:6])
     gone.unlink()
     short.write_bytes(short.read_bytes()[:2000])
     text.write_text("no image")

@@ -20,8 +20,8 @@ FLOORS = [
         "pictures.metadata",
         "pictures.opening",
     },
-    {"inference", "weights"},
-    {"metrics", "datasets"},
+    {"inference", "weights", "image_lists"},
+    {"metrics", "datasets", "logs"},
     {"runs"},
     {"create_data_lists", "train_srresnet", "train_srgan", "eval", "test", "export"},
 ]

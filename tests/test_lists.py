@@ -15,6 +15,7 @@ from PIL import Image
 import datasets
 from create_data_lists import name_in_list
 from datasets import SRDataset
+from image_lists import named_sets, read_list
 from pictures.pixels import crop_to_multiple, downscale, enlarge, read_image
 
 
@@ -23,7 +24,7 @@ def names_in(folder, which):
 
 
 def found_in(folder, *which):
-    return {path.resolve() for name in which for path in datasets.read_list(folder / f"{name}_images.json")}
+    return {path.resolve() for name in which for path in read_list(folder / f"{name}_images.json")}
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_names_are_relative_sorted_and_readable(tmp_path, junk):
     assert all(name.startswith("../photos/") for name in names)
     assert "../photos/größe 象.png" in names and "../photos/with space.png" in names
     assert "größe 象.png" in (tmp_path / "data" / "photos_test_images.json").read_text(encoding="utf-8")  # not escaped
-    assert all(read_image(path).shape[2] == 3 for path in datasets.read_list(tmp_path / "data/photos_test_images.json"))
+    assert all(read_image(path).shape[2] == 3 for path in read_list(tmp_path / "data/photos_test_images.json"))
 
 
 def test_the_data_folder_may_be_a_link(tmp_path, image_folder, monkeypatch):
@@ -170,9 +171,9 @@ def test_sets_are_called_by_the_part_of_the_path_that_differs(tmp_path, monkeypa
             folder.mkdir(parents=True, exist_ok=True)
     if labels is None:
         with pytest.raises(datasets.UserError, match="--test-sets: "):
-            datasets.named_sets(words, "--test-sets")
+            named_sets(words, "--test-sets")
     else:
-        named = datasets.named_sets(words, "--test-sets")
+        named = named_sets(words, "--test-sets")
         assert list(named) == labels
         folders = [word if word.startswith("x=") else word.split("=")[-1] for word in words]
         assert [named[label] for label in labels] == folders
@@ -388,7 +389,7 @@ def test_pack_follows_its_limit_and_an_old_one_goes(tmp_path, image_folder, caps
     pack, index = tmp_path / "train_images.pack", tmp_path / "train_images.pack.json"
     make_lists(tmp_path, image_folder)
     assert pack.exists() and index.exists()
-    sizes = [Image.open(path).size for path in datasets.read_list(tmp_path / "train_images.json")]
+    sizes = [Image.open(path).size for path in read_list(tmp_path / "train_images.json")]
     assert pack.stat().st_size == sum(3 * width * height for width, height in sizes)
     make_lists(tmp_path, image_folder, "--pack-limit", 1e-6)
     assert not pack.exists() and not index.exists()

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from conftest import call, refusal
 
-import datasets
 import devices
 import losses
 import runs
@@ -22,6 +21,7 @@ import train_srgan
 import train_srresnet
 import utils
 from datasets import training_pair
+from image_lists import read_list
 from models import Discriminator, Generator, SRResNet, TruncatedVGG19
 from weights import load_checkpoint, load_network, save_checkpoint
 
@@ -601,7 +601,7 @@ def test_a_bad_image_is_reported_and_does_not_stop_the_run(stage, work, tmp_path
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.fromarray(photograph).save(tmp_path / "photos" / f"{i}.png")
     make_lists(tmp_path / "data", tmp_path / "photos", "--pack", "off")
-    gone = datasets.read_list(tmp_path / "data/train_images.json")[0]
+    gone = read_list(tmp_path / "data/train_images.json")[0]
     gone.unlink()
     call(script, *flags, "--data-folder", tmp_path / "data")
     out = capsys.readouterr().out
