@@ -9,10 +9,10 @@ from conftest import call
 from PIL import Image
 from scipy.signal import convolve2d
 
+import image_lists
 import metrics
 import utils
 from datasets import TestPairs
-from image_lists import test_images
 from pictures.pixels import downscale, enlarge
 
 
@@ -177,15 +177,15 @@ def test_means_are_over_the_images_that_have_a_figure():
 
 
 def test_a_test_set_is_a_folder_or_a_list(lists, image_folder, tmp_path):
-    in_folder = test_images(image_folder)
+    in_folder = image_lists.test_images(image_folder)
     assert [path.name for path in in_folder] == sorted(path.name for path in image_folder.iterdir())
-    by_name = test_images(image_folder.name, lists["off"])
+    by_name = image_lists.test_images(image_folder.name, lists["off"])
     assert [path.resolve() for path in by_name] == [path.resolve() for path in in_folder]
-    assert len(test_images("validation", lists["off"])) == 2
+    assert len(image_lists.test_images("validation", lists["off"])) == 2
     (tmp_path / "empty").mkdir()
     for name in (tmp_path / "empty", "Set99"):
         with pytest.raises(utils.UserError, match="no"):
-            test_images(name, lists["off"])
+            image_lists.test_images(name, lists["off"])
 
 
 def test_a_folder_with_lr_images_and_results_is_measured_on_its_hr_images(tmp_path, photographs, capsys):
@@ -195,7 +195,7 @@ def test_a_folder_with_lr_images_and_results_is_measured_on_its_hr_images(tmp_pa
         small = downscale(img[:72, :72], 4)
         Image.fromarray(small).save(tmp_path / f"{name}_LR.png")
         Image.fromarray(enlarge(small, 4)).save(tmp_path / f"{name}_VDSR.png")
-    assert [path.name for path in test_images(tmp_path)] == ["a_HR.png", "b_HR.png", "x4.png"]
+    assert [path.name for path in image_lists.test_images(tmp_path)] == ["a_HR.png", "b_HR.png", "x4.png"]
     said = capsys.readouterr().err
     assert "3 images; left out: 2 LR by name or folder; left out: 2 results" in said and said.count("\n") == 1
 
