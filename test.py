@@ -5,8 +5,9 @@
     python test.py photo.jpg --blend 0.5 --outscale 3 --format webp
 
 photo.jpg becomes results/test/photo_x4.png. The picture stays what it was: upright, with its transparency, gray or 16
-bits deep, animated, with its colour profile and text. The weights that ship are checkpoints/srgan_x4.pth (sharp) and
-checkpoints/srresnet_x4.pth (faithful); --blend goes from one to the other. Video needs the package av.
+bits deep, animated, with its colour profile and text. Two pairs of weights ship, for clean pictures and for photographs as
+people have them; by default each file gets the pair that it needs, and the output says which. Of each pair one is sharp
+(srgan) and one faithful (srresnet); --blend goes from one to the other. Video needs the package av.
 A batch that was stopped goes on with --skip-existing; results that lie beside their pictures are not enlarged again.
 """
 
@@ -29,7 +30,13 @@ def parse_arguments():
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="INPUT", help="image or video files, or folders of them")
-    add("--weights", type=Path, default=Path("checkpoints/srgan_x4.pth"), metavar="FILE", help="trained weights")
+    add(
+        "--weights",
+        default="auto",
+        metavar="auto|clean|photo|FILE",
+        help="clean: for pictures stored without loss; photo: for compressed, noisy, blurred ones; auto: photo for files that "
+        "were stored with loss (JPEG, lossy WebP, AVIF, HEIC, video), else clean; or a file of trained weights (default: auto)",
+    )
     add(
         "--output",
         type=Path,
@@ -38,13 +45,12 @@ def parse_arguments():
         help="folder for the results; or the file, for one input",
     )
     add("--recursive", action="store_true", help="also look into the folders in a folder, and keep their structure")
-    add("--blend", type=number(float, 0, 1), metavar="A", help="mix the weights: 0 is all --blend-with, 1 all --weights")
+    add("--blend", type=number(float, 0, 1), metavar="A", help="mix a pair: 0 is all faithful, 1 all sharp")
     add(
         "--blend-with",
         type=Path,
-        default=Path("checkpoints/srresnet_x4.pth"),
         metavar="FILE",
-        help="the weights to mix in, which --weights were trained from",
+        help="the weights to mix in, which a --weights FILE was trained from (default: srresnet_x4)",
     )
     add("--outscale", type=number(float, 0.01, 100), metavar="FACTOR", help="resize the result to this factor")
     add(
@@ -77,20 +83,19 @@ import contextlib
 import os
 import sys
 import time
-from dataclasses import replace
 
 from tqdm import tqdm
 
 from devices import is_out_of_memory, pick_device
-from inference import for_pictures, upscale_frame
+from inference import upscale_frame
 from pictures.comparison import labelled_row, slider_figure, stack, write_page
 from pictures.folders import KNOWN_SUFFIXES, NAME_LIMIT, find_inputs, is_video, path_of_result
 from pictures.formats import FORMATS as ENDINGS
-from pictures.formats import Frame, check_format, read_picture, to_8_bits, write_picture
+from pictures.formats import Frame, check_format, read_picture, to_8_bits
 from pictures.pixels import enlarge
 from pictures.video import upscale_video
+from upscaling import network_chooser, upscale_picture
 from utils import UserError, atomic_write
-from weights import blend_networks, load_network
 
 
 def compare(lr_img, sr_img, name, panel, page, network):
@@ -105,62 +110,58 @@ def compare(lr_img, sr_img, name, panel, page, network):
     print(f"  comparison: {panel} {page}")
 
 
-def upscale_file(path, place, network, args, written):
+def upscale_file(path, place, choose, args, written):
     """Upscale one image or video file to its place in the output folder, and say so. Returns whether it was; else skipped.
 
-    Raises UserError or OSError, and then leaves no file behind.
+    `choose` is a network_chooser's. Raises UserError or OSError, and then leaves no file behind.
     """
     if path.is_dir():  # it stays among the inputs for what is wrong with it
         os.listdir(path)
         raise UserError(f"{path}: no images or videos in this folder")
+    picture = None if is_video(path) else read_picture(path, args.white, args.damaged)
+    network, weights = choose(picture.lossy if picture else True)
     factor = f"_x{args.outscale:g}" if args.outscale else f"_x{network.config['scale']}"
     place, factor = (args.output.with_suffix(""), "") if args.output_file else (args.output / place, factor)
-    before = time.perf_counter()
-    if is_video(path):
-        target = args.output if args.output_file else path_of_result(place, f"{factor}.mp4")
-        if not check_target(path, target, args, written):
-            return False
-        remarks = []
-
-        def upscale_rgb(rgb):
-            return upscale_frame(network, Frame(rgb), args.tile, args.outscale).rgb
-
-        frames = upscale_video(path, target, upscale_rgb, remarks)
-        print(f"{path}: {frames} frames -> {target} ({time.perf_counter() - before:.1f} s)")
-        for remark in remarks:
-            print(f"  {remark}")
-        tell_of_name(path, place, target, factor)
-        return True
-    picture = read_picture(path, args.white, args.damaged)
-    target = args.output if args.output_file else path_of_result(place, factor + ENDINGS[args.format or picture.format])
+    ending = ENDINGS[args.format or picture.format] if picture else ".mp4"
+    target = args.output if args.output_file else path_of_result(place, factor + ending)
     panel, page = (path_of_result(place, f"{factor}_compare.{ending}") for ending in ("png", "html"))
     if not check_target(path, target, args, written):
-        if args.compare and not (panel.exists() and page.exists()):
+        if picture and args.compare and not (panel.exists() and page.exists()):
             first = [next(iter(frames)).rgb for frames in (picture.frames, read_picture(target).frames)]
-            compare(*first, target.name, panel, page, args.weights.stem)
+            compare(*first, target.name, panel, page, weights)
         return False
-    first, seconds, size = [], [0.0], [None]
+    if not picture:
+        enlarge_video(path, target, network, weights, args)
+    else:
+        first = []
 
-    def results():
-        quiet = None if picture.count > 1 else True  # None: a bar if stderr is a terminal
-        for frame in tqdm(picture.frames, total=picture.count, unit="frame", leave=False, disable=quiet):
-            start = time.perf_counter()
-            result = upscale_frame(network, frame, args.tile, args.outscale)
-            seconds[0] += time.perf_counter() - start
-            size[0] = f"{result.rgb.shape[1]}x{result.rgb.shape[0]}"
+        def keep_first(frame, result):
             if args.compare and not first:
                 first.extend((frame.rgb, result.rgb))
-            yield result
 
-    dropped = write_picture(target, replace(picture, frames=results()), args.quality)
-    frames = f", {picture.count} frames" if picture.count > 1 else ""
-    print(f"{path}: {picture.size[0]}x{picture.size[1]} -> {target}: {size[0]}{frames}, inference {seconds[0]:.2f} s")
-    if picture.remark or dropped:
-        print(f"  {'; '.join(filter(None, (picture.remark, dropped)))}")
+        done = upscale_picture(picture, target, network, args.tile, args.outscale, args.quality, keep_first)
+        sizes = f"{picture.size[0]}x{picture.size[1]} -> {target}: {done.size[0]}x{done.size[1]}"
+        frames = f", {picture.count} frames" if picture.count > 1 else ""
+        print(f"{path}: {sizes}{frames}, by {weights}, inference {done.seconds:.2f} s")
+        if done.remark:
+            print(f"  {done.remark}")
+        if args.compare:
+            compare(*first, target.name, panel, page, weights)
     tell_of_name(path, place, target, factor)
-    if args.compare:
-        compare(*first, target.name, panel, page, args.weights.stem)
     return True
+
+
+def enlarge_video(path, target, network, weights, args):
+    """Upscale a video file, and say so."""
+    before, remarks = time.perf_counter(), []
+
+    def upscale_rgb(rgb):
+        return upscale_frame(network, Frame(rgb), args.tile, args.outscale).rgb
+
+    frames = upscale_video(path, target, upscale_rgb, remarks)
+    print(f"{path}: {frames} frames -> {target}, by {weights} ({time.perf_counter() - before:.1f} s)")
+    for remark in remarks:
+        print(f"  {remark}")
 
 
 def tell_of_name(path, place, target, factor):
@@ -222,11 +223,7 @@ def main(args):
         check_format(form)
     folder = args.output.parent if args.output_file else args.output
     files = find_inputs(args.inputs, args.recursive, folder)
-    network = load_network(args.weights)
-    if args.blend is not None:
-        network = blend_networks(load_network(args.blend_with), network, args.blend)
-    device = pick_device(args.device)
-    network = for_pictures(network, device, args.precision)
+    choose = network_chooser(args.weights, pick_device(args.device), args.precision, args.blend, args.blend_with)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -235,7 +232,7 @@ def main(args):
     for path, place in tqdm(files.items(), unit="file", disable=None if len(files) > 1 else True):
         try:
             with memory_errors(path):
-                done = upscale_file(path, place, network, args, written)
+                done = upscale_file(path, place, choose, args, written)
             skipped += not done
             if not done and len(files) == 1:
                 print(f"{path}: skipped, its result exists")

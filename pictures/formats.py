@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, ImageFile, ImageSequence, PngImagePlugin, featu
 from devices import is_out_of_memory
 from pictures.deep import declared_white, deep_pixels, png_chunks, stretched, turned, white_level, write_deep
 from pictures.metadata import carried_metadata, exif_of_tiff, jpeg_options, metadata_for, png_texts
-from pictures.opening import cut_is_taken, open_image, reason, with_end
+from pictures.opening import cut_is_taken, open_image, reason, stored_with_loss, with_end
 from pictures.pixels import deep_gray, orientation_of, upright
 from utils import ImageError, UserError, atomic_write
 
@@ -53,6 +53,7 @@ class Picture:
     info: dict = field(default_factory=dict)
     white: int = 65535  # of 16 bits: the level of the file that is white, as 65535 is in the frames
     remark: str = ""  # what of the file is not in the picture
+    lossy: bool = False  # whether the file stores its pixels with loss, as JPEG does
 
 
 def read_picture(path, white=None, damaged=False) -> Picture:
@@ -112,11 +113,11 @@ def _picture(path, data, white):
     count, first = getattr(image, "n_frames", 1), 0
     if getattr(image, "default_image", False):  # of an animated PNG, for those who cannot show the animation
         count, first = count - 1, 1
-    info = carried_metadata(image, data)
+    info, lossy = carried_metadata(image, data), stored_with_loss(image, data)
     if count > 1 and image.format in ANIMATED_INPUTS:
         size = image.size[::-1] if orientation_of(image) >= 5 else image.size
         frames = _checked(_animation(image, first, size), path)
-        return Picture(frames, count, size, False, ANIMATED_INPUTS[image.format], info)
+        return Picture(frames, count, size, False, ANIMATED_INPUTS[image.format], info, lossy=lossy)
     frame, gray, level, remark = _still(image, data, white)
     if image.format == "PNG" and level < 65535 and declared_white(image, data) == level:
         info["sbit"] = dict(png_chunks(data))[b"sBIT"]
@@ -125,7 +126,7 @@ def _picture(path, data, white):
     form = LOSSLESS_INPUTS.get(image.format, "png")
     if form == "bmp" and frame.alpha is not None:
         form = "png"  # we write BMP without transparency
-    return Picture([frame], 1, frame.rgb.shape[1::-1], gray, form, info, level, remark)
+    return Picture([frame], 1, frame.rgb.shape[1::-1], gray, form, info, level, remark, lossy)
 
 
 def refuse_camera_raw(image):

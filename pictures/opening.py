@@ -51,6 +51,33 @@ def reason(error) -> str:
     return f"{type(error).__name__}: {re.sub(r'<_io[.][^>]*>', 'the file', str(error))}"
 
 
+def stored_with_loss(image, data) -> bool:
+    """Whether an image that is opened, but not yet loaded, stores its pixels with loss: `data` are the bytes of its file.
+
+    AVIF and HEIC do not tell readably whether they are lossless, which is rare, and count as lossy.
+    """
+    if image.format in ("JPEG", "MPO", "AVIF", "HEIF"):
+        return True
+    if image.format == "WEBP":
+        return any(name == b"VP8 " for name in _webp_chunks(data))
+    if image.format == "JPEG2000":
+        at = data.find(b"\xff\x52")  # the coding style; its tenth byte of content tells the wavelet: 0 is the lossy one
+        return data[at + 13 : at + 14] == b"\x00"
+    codecs = {tile[0] for tile in getattr(image, "tile", [])}
+    compression = image.info.get("compression")  # of TIFF, whose WebP says no more
+    return bool(codecs & {"jpeg", "bcn"}) or compression in ("jpeg", "tiff_jpeg", "webp")
+
+
+def _webp_chunks(data, at=12):
+    """The names of the chunks of a WebP file, and of those within the frames of an animation."""
+    while at + 8 <= len(data):
+        name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        yield name
+        if name == b"ANMF":
+            yield from _webp_chunks(data[at + 8 : at + 8 + length], 16)
+        at += 8 + length + length % 2
+
+
 @contextlib.contextmanager
 def cut_is_taken():
     """Let Pillow leave empty what of a picture it cannot decode."""

@@ -14,6 +14,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 from skimage import data
 
 import test as test_script
+import upscaling
 import utils
 from models import SRResNet
 from pictures import deep, folders, formats, opening
@@ -821,7 +822,7 @@ def test_what_does_not_fit_into_memory_is_one_clear_error(upscale, tmp_path, mon
     def full(*_):
         raise MemoryError
 
-    monkeypatch.setattr(test_script, "upscale_frame", full)
+    monkeypatch.setattr(upscaling, "upscale_frame", full)
     with pytest.raises(utils.UserError, match="a.png: not enough memory"):
         upscale("a.png", "a_x4.png")
     assert not list((tmp_path / "out").iterdir())
