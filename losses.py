@@ -72,9 +72,13 @@ def chroma_loss(sr_imgs, hr_imgs):
     return F.mse_loss(chroma(sr_imgs), chroma(hr_imgs))
 
 
-def consistency_loss(sr_imgs, lr_imgs):
-    """Mean squared error, in the range [-1, 1], between the SR image made small and the LR image (N, 3, h, w) in [0, 1]."""
-    return F.mse_loss(resize(sr_imgs, lr_imgs.shape[-2:]), 2 * lr_imgs - 1)
+def consistency_loss(sr_imgs, hr_imgs, scale):
+    """Mean squared error between the SR and the HR image, both made small: what an LR image shows is not to be redrawn.
+
+    The HR image and not the LR image, which may be noisy and compressed.
+    """
+    size = [side // scale for side in hr_imgs.shape[-2:]]
+    return F.mse_loss(resize(sr_imgs, size), resize(hr_imgs, size))
 
 
 def echo_loss(sr_imgs, hr_imgs, scale):

@@ -91,7 +91,7 @@ def parse_arguments(words=None):
         "--consistency-weight",
         type=number(float, 0),
         default=0.0,
-        help="of the squared error between the SR image, made small again, and the LR image",
+        help="of the squared error between the SR and the HR images, made small",
     )
     add(
         "--echo-weight",
@@ -187,7 +187,7 @@ def train_step(generator, discriminator, vgg, optimizer_g, optimizer_d, lr_imgs,
     if args.chroma_weight:
         terms["chroma"] = args.chroma_weight * chroma_loss(sr_imgs, hr_imgs)
     if args.consistency_weight:
-        terms["consistency"] = args.consistency_weight * consistency_loss(sr_imgs, lr_imgs)
+        terms["consistency"] = args.consistency_weight * consistency_loss(sr_imgs, hr_imgs, args.scale)
     if args.echo_weight:
         terms["echo"] = args.echo_weight * echo_loss(sr_imgs, hr_imgs, args.scale)
     optimizer_g.zero_grad(set_to_none=True)
