@@ -5,25 +5,28 @@
 
 The lists in the data folder come from create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to
 results/NAME. The bare defaults are the paper's recipe: 1,000,000 steps of Adam at 1e-4, batches of 16 crops of 96 pixels.
---recipe quick is a first try on a CPU, --recipe shipped the current recipe for weights that are to ship (docs/LOG.md).
+--recipe quick is a first try on a CPU, --recipe shipped the current recipe for weights that are to ship (docs/LOG.md), and
+--recipe photo, with --init checkpoints/srresnet_x4.pth, that of the weights for photographs.
 """
 
 from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, parse_with_recipe, user_errors
 
+SHIPPED = {
+    "crop_size": 256,
+    "batch_size": 2,
+    "freeze_bn": True,
+    "learning_rate": 3e-4,
+    "schedule": "cosine",
+    "warmup_steps": 200,
+    "gray_share": 0.1,
+    "stretch_share": 0.1,
+    "steps": 60_000,
+}
 RECIPES = {
     "paper": {},
     "quick": {"crop_size": 48, "learning_rate": 1e-3, "schedule": "cosine", "steps": 7000},
-    "shipped": {
-        "crop_size": 256,
-        "batch_size": 2,
-        "freeze_bn": True,
-        "learning_rate": 3e-4,
-        "schedule": "cosine",
-        "warmup_steps": 200,
-        "gray_share": 0.1,
-        "stretch_share": 0.1,
-        "steps": 60_000,
-    },
+    "shipped": SHIPPED,
+    "photo": SHIPPED | {"degradation": "photo", "crop_size": 192, "warmup_steps": 100, "ema_decay": 0.998, "steps": 3600},
 }
 
 
