@@ -99,6 +99,15 @@ class Processes:
         torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         self.control = torch.distributed.new_group(backend="gloo")  # for flags and figures, which are not on the GPU
 
+    def share_out(self, total):
+        """The numbers below `total`, each to the process that is free first. To be called once, by all of them."""
+        if self.count == 1:
+            yield from range(total)
+            return
+        store = torch.distributed.distributed_c10d._get_default_store()
+        while (number := store.add("shared_out", 1) - 1) < total:
+            yield number
+
     def any(self, flag) -> bool:
         """Whether the flag is up in any of the processes."""
         return any(self.gather(flag))

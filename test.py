@@ -9,6 +9,7 @@ bits deep, animated, with its colour profile and text. Two pairs of weights ship
 people have them; by default each file gets the pair that it needs, and the output says which. Of each pair one is sharp
 (srgan) and one faithful (srresnet); --blend goes from one to the other. Video needs the package av.
 A batch that was stopped goes on with --skip-existing; results that lie beside their pictures are not enlarged again.
+torchrun --nproc-per-node=N test.py ... shares the files of a batch out among N processes, each with a GPU if there are any.
 """
 
 from pathlib import Path
@@ -83,10 +84,11 @@ import contextlib
 import os
 import sys
 import time
+from collections import Counter
 
 from tqdm import tqdm
 
-from devices import is_out_of_memory, pick_device
+from devices import Processes, is_out_of_memory
 from inference import upscale_frame
 from pictures.comparison import labelled_row, slider_figure, stack, write_page
 from pictures.folders import KNOWN_SUFFIXES, NAME_LIMIT, find_inputs, is_video, path_of_result
@@ -222,32 +224,48 @@ def main(args):
     if form in FORMATS:
         check_format(form)
     folder = args.output.parent if args.output_file else args.output
-    files = find_inputs(args.inputs, args.recursive, folder)
-    choose = network_chooser(args.weights, pick_device(args.device), args.precision, args.blend, args.blend_with)
+    processes = Processes(args.device)
+    # One process looks, before any result is written beside the inputs.
+    files = processes.gather(find_inputs(args.inputs, args.recursive, folder) if processes.rank == 0 else None)[0]
+    choose = network_chooser(args.weights, processes.device, args.precision, args.blend, args.blend_with)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {args.output}: {error.strerror}") from None
-    written, failed, skipped = set(), 0, 0
-    for path, place in tqdm(files.items(), unit="file", disable=None if len(files) > 1 else True):
-        try:
-            with memory_errors(path):
-                done = upscale_file(path, place, choose, args, written)
-            skipped += not done
-            if not done and len(files) == 1:
-                print(f"{path}: skipped, its result exists")
-        except (UserError, OSError) as error:
-            if not isinstance(error, UserError):  # of the file system
-                error = UserError(f"{path}: {error.strerror or error}")
-            if len(files) == 1:
-                raise error from None
-            failed += 1
-            print(f"error: {error}", file=sys.stderr)
-    if len(files) > 1:
-        told = f", {skipped} skipped: their results exist" if skipped else ""
-        print(f"{len(files) - failed - skipped} of {len(files)} files upscaled, into {args.output}{told}")
-    if failed:
+    by_place = {}  # files that may have the same result stay with one process, which sees that
+    for path, place in files.items():
+        by_place.setdefault(os.path.normcase(place), []).append((path, place))
+    batches, written, counts = list(by_place.values()), set(), Counter()
+    bar = tqdm(total=len(batches), unit="file", disable=None if len(files) > 1 and processes.rank == 0 else True)
+    for i in processes.share_out(len(batches)):
+        bar.update(i - bar.n)  # what all processes have begun with
+        for path, place in batches[i]:
+            counts[upscale_or_tell(path, place, choose, args, written, len(files) == 1)] += 1
+    bar.update(bar.total - bar.n)
+    bar.close()
+    counts = sum(processes.gather(counts), Counter())
+    if len(files) > 1 and processes.rank == 0:
+        told = f", {counts['skipped']} skipped: their results exist" if counts["skipped"] else ""
+        print(f"{counts['done']} of {len(files)} files upscaled, into {args.output}{told}")
+    if counts["failed"]:
         sys.exit(2)
+
+
+def upscale_or_tell(path, place, choose, args, written, alone):
+    """As `upscale_file`; returns "done", "skipped" or "failed", which it says. If the file is `alone`, its error is raised."""
+    try:
+        with memory_errors(path):
+            done = upscale_file(path, place, choose, args, written)
+    except (UserError, OSError) as error:
+        if not isinstance(error, UserError):  # of the file system
+            error = UserError(f"{path}: {error.strerror or error}")
+        if alone:
+            raise error from None
+        print(f"error: {error}", file=sys.stderr)
+        return "failed"
+    if not done and alone:
+        print(f"{path}: skipped, its result exists")
+    return "done" if done else "skipped"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -144,6 +145,28 @@ def test_two_processes_measure_what_one_does(srresnet, data, tmp_path):
     assert alone.out == first.out and second.out == ""
     figures = [json.loads((tmp_path / name / "results/eval/metrics.json").read_text()) for name in ("one", "first")]
     assert figures[0] == figures[1] and not (tmp_path / "second/results").exists()
+
+
+def test_two_processes_share_out_the_files_of_a_folder(srresnet, tmp_path):
+    weights = next(srresnet.folder.glob("checkpoints/*/best.pth"))
+    make_pictures(tmp_path / "in", size=(24, 20))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "in").symlink_to(tmp_path / "in")
+    (tmp_path / "in/broken.png").write_text("no picture")
+    (tmp_path / "in/notes.txt").write_text("no picture either")
+    arguments = ["in", "--weights", weights, "--device=cpu", "--precision=fp32"]
+    alone = run("test", arguments, tmp_path / "one")
+    first, second = run_two("test", arguments, tmp_path / "two")
+    assert alone.status == first.status == second.status == 2, (alone, first, second)
+    lines = [re.sub(r"inference .* s", "", line) for line in (first.out + second.out).splitlines()]
+    assert sorted(lines) == sorted(re.sub(r"inference .* s", "", line) for line in alone.out.splitlines())  # nothing twice
+    assert "4 of 5 files upscaled" in first.out and "broken.png" in first.err + second.err
+    results = {path.name: path.read_bytes() for path in (tmp_path / "one/results/test").iterdir()}
+    assert results == {path.name: path.read_bytes() for path in (tmp_path / "two/results/test").iterdir()}
+    assert len(results) == 4
+    again = run_two("test", [*arguments, "--skip-existing"], tmp_path / "two")
+    assert "0 of 5 files upscaled" in again[0].out and "4 skipped" in again[0].out and not again[1].out
 
 
 def test_a_dry_run_of_two_processes_is_repeatable(srresnet, tmp_path):
