@@ -7,6 +7,8 @@ data/<Folder>_test_images.json for each test folder. A list is a sorted JSON arr
 file, or of whole paths to another drive.
 Files that are no readable image or too small are left out and counted, and so are LR images and results that lie beside
 their HR images, as in many data sets; to take such a folder all the same, give it itself, not the one above it.
+--white is for data of 12 bits, say, in files of 16 that declare no range, as microscopes and satellites write them: the
+lists keep it, and whatever reads them goes by it.
 If the training images are few enough, their pixels are decoded once into a pack, data/train_images.pack, from which
 training reads its crops many times faster.
 """
@@ -33,6 +35,12 @@ def parse_arguments():
     add("--min-size", type=number(int, 1), default=96, metavar="PIXELS", help="least width and height of a training image")
     add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="chooses the validation images")
     add("--no-recursive", action="store_true", help="leave out the folders within the folders")
+    add(
+        "--white",
+        type=number(int, 1, 65535),
+        metavar="LEVEL",
+        help="what is white in 16-bit files that use less of their range, as 4095; kept in the lists",
+    )
     add("--pack", choices=("auto", "on", "off"), default="auto", help="decode the training images into a pack")
     add("--pack-limit", type=number(float, 0), default=8, metavar="GB", help="largest pack that auto makes, at 3 bytes a pixel")
     args = parser.parse_args()
@@ -48,12 +56,14 @@ import json
 import os
 import random
 import shutil
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
 from datasets import pack_files
-from image_lists import in_words, named_sets, without_copies
-from pictures.pixels import IMAGE_SUFFIXES, read_image
+from image_lists import in_words, named_sets, on_16_bits, without_copies
+from pictures.pixels import IMAGE_SUFFIXES, highest_of_16_bits, read_image
 from utils import ImageError, UserError, atomic_write, write_text
 
 
@@ -78,34 +88,54 @@ def find_images(folder, recursive=True):
     return files, others
 
 
-def check_images(files, min_size, label):
+def by_all_cores(function, items, label):
+    """function(item) of each item, in their order, while others are computed; with a bar. (Pillow decodes beside Python.)"""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    waiting = deque()
+    with ThreadPoolExecutor(cores) as pool, tqdm(total=len(items), desc=label, unit="image", disable=None) as bar:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * cores:  # no more, since results may be whole pictures
+                yield waiting.popleft().result()
+                bar.update()
+        while waiting:
+            yield waiting.popleft().result()
+            bar.update()
+
+
+def check_images(files, min_size, label, white=None):
     """The files that are readable images of at least `min_size` pixels each way, with their sizes, and why others are not.
 
-    Says how many of them are nearly black, as 12 bits in a file of 16 are that does not declare its range.
+    Says how many of them are nearly black, as 12 bits in a file of 16 are that does not declare its range; and how many
+    have values above `white`.
     """
-    good, reasons, dark = {}, Counter(), []
-    for path in tqdm(files, desc=label, unit="image", disable=None):
+
+    def look_at(path):
         try:
-            image = read_image(path)
+            image = read_image(path, white)
+            dark = image.max() < 32
+            return image.shape[:2], dark, highest_of_16_bits(path) if dark or white else None
         except ImageError:
+            return None
+
+    good, reasons, dark, highest = {}, Counter(), [], {}
+    for path, seen in zip(files, by_all_cores(look_at, files, label)):
+        if seen is None:
             reasons["not a readable image"] += 1
-            continue
-        height, width = image.shape[:2]
-        if min(height, width) < min_size:
+        elif min(seen[0]) < min_size:
             reasons[f"under {min_size} pixels"] += 1
-            continue
-        good[path] = (height, width)
-        if image.max() < 32:
-            dark.append(path)
+        else:
+            good[path], is_dark, highest[path] = seen
+            dark += [path] if is_dark else []
     if dark:
-        print(
-            f"{label}: {len(dark)} images are nearly black, with no value over 31 of 255, such as {dark[0]}: if they use a part"
-        )
-        print("  of 16 bits, save them stretched, or declare their white (MaxSampleValue in TIFF, sBIT in PNG)")
+        print(f"{label}: {len(dark)} images are nearly black, with no value over 31 of 255, such as {dark[0]}")
+    told = on_16_bits(highest, white)
+    if told:
+        print(f"{label}: {told}")
     return good, reasons
 
 
-def collect(folders, min_size, recursive, label):
+def collect(folders, min_size, recursive, label, white=None):
     """The usable images of the folders with their (height, width); prints what was left out. Raises UserError if none are."""
     below, others = {}, 0  # each file's place below the folder that was given
     for folder in folders:
@@ -116,8 +146,8 @@ def collect(folders, min_size, recursive, label):
         others += more
     # One file under two names would be two images, one of them held out, perhaps, and the other trained on.
     files = list({os.path.realpath(path): path for path in reversed(below)}.values())[::-1]
-    readable, reasons = check_images(files, min_size, label)
-    kept, copies, doubtful = without_copies({path: below[path] for path in readable})
+    readable, reasons = check_images(files, min_size, label, white)
+    kept, copies, doubtful = without_copies({path: below[path] for path in readable}, white)
     good = {path: readable[path] for path in kept}
     if others:
         reasons["not the ending of an image"] += others
@@ -143,12 +173,15 @@ def names_in_list(paths, list_file):
     return sorted(name_in_list(path, folder) for path in paths)
 
 
-def write_list(list_file, paths):
-    write_text(list_file, json.dumps(names_in_list(paths, list_file), indent=0, ensure_ascii=False) + "\n")
+def write_list(list_file, paths, white=None):
+    content = names_in_list(paths, list_file)
+    if white:
+        content = {"white": white, "images": content}
+    write_text(list_file, json.dumps(content, indent=0, ensure_ascii=False) + "\n")
     print(f"  {list_file}: {len(paths)}")
 
 
-def write_pack(list_file, images, mode, limit):
+def write_pack(list_file, images, mode, limit, white=None):
     """Decode the images of a list into its pack, if `mode` or their size says so; an old pack goes away in any case."""
     index_file, pixels_file = pack_files(list_file)
     index_file.unlink(missing_ok=True)
@@ -166,11 +199,10 @@ def write_pack(list_file, images, mode, limit):
     names = names_in_list(images, list_file)
     shapes = []
     with atomic_write(pixels_file) as file:
-        for name in tqdm(names, desc="pack", unit="image", disable=None):
-            image = read_image(list_file.parent / name)
+        for image in by_all_cores(lambda name: read_image(list_file.parent / name, white), names, "pack"):
             shapes.append(image.shape[:2])
             file.write(image.tobytes())
-    write_text(index_file, json.dumps({"images": names, "shapes": shapes}) + "\n")
+    write_text(index_file, json.dumps({"images": names, "shapes": shapes, "white": white}) + "\n")
     print(f"  {pixels_file}: {size / 1e9:.2f} GB")
 
 
@@ -182,18 +214,18 @@ def main(args):
     recursive = not args.no_recursive
     test_folders = named_sets(args.test_folders, "--test-folders")
     if args.train_folders:
-        images = collect(args.train_folders, args.min_size, recursive, "training")
+        images = collect(args.train_folders, args.min_size, recursive, "training", args.white)
         if len(images) <= args.validation_images:
             raise UserError(f"--validation-images {args.validation_images} leaves none of {len(images)} images to train on")
         held_out = set(random.Random(args.seed).sample(sorted(images), args.validation_images))
         training = {path: size for path, size in images.items() if path not in held_out}
         list_file = args.output_folder / "train_images.json"
-        write_list(list_file, training)
-        write_list(args.output_folder / "validation_images.json", held_out)
-        write_pack(list_file, training, args.pack, args.pack_limit)
+        write_list(list_file, training, args.white)
+        write_list(args.output_folder / "validation_images.json", held_out, args.white)
+        write_pack(list_file, training, args.pack, args.pack_limit, args.white)
     for name, folder in test_folders.items():
-        images = collect([Path(folder)], 1, recursive, name)
-        write_list(args.output_folder / f"{name}_test_images.json", images)
+        images = collect([Path(folder)], 1, recursive, name, args.white)
+        write_list(args.output_folder / f"{name}_test_images.json", images, args.white)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from degradations import degrade, photo, photo_by_name
-from image_lists import read_list
+from image_lists import ImageList, content_of, read_list
 from pictures.pixels import crop_to_multiple, downscale, read_image
 from utils import ImageError, UserError, read_json
 
@@ -74,7 +74,8 @@ class SRDataset(Dataset):
         self.degradation, self.scale = degradation, scale
         self.pack = open_pack(list_file, self.paths)
         self.crops_per_image = CROPS_PER_IMAGE if self.pack is None else 1
-        self.fingerprint = zlib.crc32("\n".join(path.name for path in self.paths).encode(errors="surrogateescape"))
+        facts = [path.name for path in self.paths] + ([f"white {self.paths.white}"] if self.paths.white else [])
+        self.fingerprint = zlib.crc32("\n".join(facts).encode(errors="surrogateescape"))
         self.decoded = {}  # visit -> image, of the window last seen
         self.bad_files = []
         self._epoch = (-1, None)
@@ -96,7 +97,7 @@ class SRDataset(Dataset):
 
     def read(self, number: int) -> np.ndarray:
         """Image `number` of the list, (H, W, 3) uint8, if a crop can be cut from it. Raises ImageError otherwise."""
-        image = self.pack[number] if self.pack is not None else read_image(self.paths[number])
+        image = self.pack[number] if self.pack is not None else read_image(self.paths[number], self.paths.white)
         if min(image.shape[:2]) < self.crop_size:
             raise ImageError(f"{self.paths[number]}: smaller than the crop of {self.crop_size} pixels")
         return image
@@ -243,6 +244,7 @@ class TestPairs(Dataset):
 
     def __init__(self, paths, scale: int, lr_folder=None, degradation: str = "bicubic"):
         self.paths, self.scale, self.lr_folder = [Path(path) for path in paths], scale, lr_folder
+        self.white = paths.white if isinstance(paths, ImageList) else None
         self.degradation = degradation
         self.below = places_below([path.absolute() for path in self.paths])
         stems = Counter(path.stem for path in self.paths)
@@ -255,7 +257,7 @@ class TestPairs(Dataset):
 
     def __getitem__(self, i):
         path = self.paths[i]
-        hr_img = crop_to_multiple(read_image(path), self.scale, path)
+        hr_img = crop_to_multiple(read_image(path, self.white), self.scale, path)
         if min(hr_img.shape[:2]) < 2 * self.scale + 11:
             raise ImageError(f"{path}: too small to measure: SSIM needs 11 pixels within a border of {self.scale}")
         if self.lr_folder is None:
@@ -263,7 +265,7 @@ class TestPairs(Dataset):
             lr_img = photo_by_name(hr_img, self.scale, path.stem) if photographed else downscale(hr_img, self.scale)
             return self.names[i], lr_img, hr_img
         lr_path = Path(self.lr_folder) / self.below[i]
-        lr_img = read_image(lr_path)
+        lr_img = read_image(lr_path, self.white)
         if (lr_img.shape[0] * self.scale, lr_img.shape[1] * self.scale) != hr_img.shape[:2]:
             raise ImageError(f"{lr_path}: its size times {self.scale} is not that of {path}")
         return self.names[i], lr_img, hr_img
@@ -311,7 +313,8 @@ def open_pack(list_file, paths) -> Pack | None:
         return None
     index = read_json(index_file)
     sizes = [3 * height * width for height, width in index["shapes"]]
-    if index["images"] != read_json(list_file) or len(sizes) != len(paths):
+    content = content_of(list_file)
+    if index["images"] != content["images"] or index.get("white") != content.get("white") or len(sizes) != len(paths):
         raise UserError(f"{pixels_file} belongs to another list: make both anew with create_data_lists.py")
     if not pixels_file.exists() or pixels_file.stat().st_size != sum(sizes):
         raise UserError(f"{pixels_file} is not whole: make it anew with create_data_lists.py")

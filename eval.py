@@ -42,6 +42,12 @@ def parse_arguments():
         help="what makes LR of HR images; photo: what training with it does (blur, noise, JPEG, WebP), without its share of "
         "clean ones, fixed by the name of each file (not its folder, nor its ending), so that everyone measures the same",
     )
+    add(
+        "--white",
+        type=number(int, 1, 65535),
+        metavar="LEVEL",
+        help="what is white in 16-bit files that use less of their range, in folders (a list made with --white has its own)",
+    )
     add("--scale", type=int, choices=(2, 3, 4, 8), help="factor, where no weights tell it (default: 4)")
     add("--lpips", action="store_true", help="measure LPIPS too (needs the package lpips)")
     add(
@@ -61,12 +67,13 @@ if __name__ == "__main__":
 
 import json
 import math
+import sys
 
 from tqdm import tqdm
 
 from datasets import TestPairs
 from devices import Processes, pick_dtype
-from image_lists import named_sets, test_images
+from image_lists import named_sets, on_16_bits, test_images
 from inference import for_inference, upscale
 from metrics import DIAGNOSTICS, evaluate, load_lpips, mean_figures
 from pictures.comparison import slider_figure, with_close_ups, write_page
@@ -96,13 +103,21 @@ def load_models(files, blends, device, dtype, scale):
     return models, next(iter(scales.values()), 4)
 
 
-def load_sets(names, data_folder, scale, lr_folder, degradation):
+def load_sets(names, data_folder, scale, lr_folder, degradation, white):
     """The test sets by their names in the table."""
     if lr_folder and degradation != "bicubic":
         raise UserError(f"--degradation {degradation} makes the LR images that --lr-folder gives: leave one of them out")
     named = named_sets(names, "--test-sets")
-    sets = {label: test_images(name, data_folder) for label, name in named.items()}
+    sets = {label: test_images(name, data_folder, white) for label, name in named.items()}
     return {label: TestPairs(paths, scale, lr_folder, degradation) for label, paths in sets.items()}
+
+
+def warn_of_ranges(sets):
+    """Name, on stderr, the files of 16 bits that are measured as nearly black, or cut to the white that is given."""
+    for label, pairs in sets.items():
+        told = on_16_bits(pairs.paths, pairs.white)
+        if told:
+            print(f"warning: {label}: {told}", file=sys.stderr)
 
 
 def in_table(entries):
@@ -150,7 +165,9 @@ def main(args):
     processes = Processes(args.device)
     device = processes.device
     models, scale = load_models(args.weights, args.blend, device, pick_dtype(args.precision, device), args.scale)
-    sets = load_sets(args.test_sets, args.data_folder, scale, args.lr_folder, args.degradation)
+    sets = load_sets(args.test_sets, args.data_folder, scale, args.lr_folder, args.degradation, args.white)
+    if processes.rank == 0:
+        warn_of_ranges(sets)
     metrics = {"lpips": load_lpips(args.lpips_backbone, device)} if args.lpips else {}
     results = {model: {} for model in models}
     for set_name, pairs in sets.items():

@@ -3,6 +3,7 @@
 Not here: pixels to train and measure on (datasets.py), and the command that writes lists (create_data_lists.py).
 """
 
+import contextlib
 import functools
 import os
 import re
@@ -13,21 +14,28 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pictures.pixels import IMAGE_SUFFIXES, orientation_of, read_image
+from pictures.deep import likely_white
+from pictures.pixels import IMAGE_SUFFIXES, highest_of_16_bits, orientation_of, read_image
 from utils import ImageError, UserError, read_json
 
 
-def read_list(list_file) -> list[Path]:
-    """The paths in a list of create_data_lists.py. Raises UserError for a list that is missing, empty, or none."""
+class ImageList(list):
+    """Paths of images, and the level that is white in those of 16 bits that use less of them (None: what they declare)."""
+
+    def __init__(self, paths=(), white=None):
+        super().__init__(paths)
+        self.white = white
+
+
+def read_list(list_file) -> ImageList:
+    """The images in a list of create_data_lists.py. Raises UserError for a list that is missing, empty, or none."""
     list_file = Path(list_file)
     try:
-        names = read_json(list_file)
-        if not isinstance(names, list):
-            raise ValueError
-        paths = [list_file.parent / name for name in names]
+        content = content_of(list_file)
+        paths = ImageList((list_file.parent / name for name in content.pop("images")), **content)
     except FileNotFoundError:
         raise UserError(f"{list_file}: no such list; make it with create_data_lists.py") from None
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{list_file}: not a list of images; make it anew with create_data_lists.py") from None
     if not paths and list_file.name == "validation_images.json":  # as --validation-images 0 makes it
         way_on = "give --validate-on FOLDER, or make the lists anew with create_data_lists.py --validation-images 20"
@@ -37,26 +45,65 @@ def read_list(list_file) -> list[Path]:
     return paths
 
 
-def test_images(name, data_folder="data"):
-    """The paths of a test set: the images of a folder, or a list in the data folder: `Set5` is Set5_test_images.json.
+def content_of(list_file) -> dict:
+    """What a list file holds: `images`, the names, and what else ImageList has. Most hold the names alone, in an array."""
+    content = read_json(list_file)
+    content = {"images": content} if isinstance(content, list) else content
+    if not isinstance(content, dict) or not isinstance(content["images"], list):
+        raise ValueError
+    if not isinstance(content.get("white", 1), int):
+        raise ValueError
+    return content
+
+
+def test_images(name, data_folder="data", white=None) -> ImageList:
+    """The images of a test set, of a folder, or of a list in the data folder: `Set5` is Set5_test_images.json.
 
     Of a folder, LR images and results beside their HR images are left out, and counted on stderr (see `without_copies`).
-    Raises UserError where there is neither, or no image in it.
+    `white` is for a folder, or for a list that was made without. Raises UserError where there is neither, or no image in
+    it, or for a list with another white.
     """
     folder = Path(name)
     if folder.is_dir():
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         if not paths:
             raise UserError(f"{folder}: no images in this folder (known endings: {' '.join(sorted(IMAGE_SUFFIXES))})")
-        paths, reasons, doubtful = without_copies({path: Path(path.name) for path in paths})
+        paths, reasons, doubtful = without_copies({path: Path(path.name) for path in paths}, white)
         if (reasons or doubtful) and os.environ.get("RANK", "0") == "0":
             print(f"{folder}: {len(paths)} images{in_words(reasons, doubtful)}", file=sys.stderr)
-        return paths
+        return ImageList(paths, white)
     lists = [Path(data_folder) / f"{name}{ending}" for ending in ("_images.json", "_test_images.json")]
     found = next((path for path in [folder, *lists] if path.suffix == ".json" and path.is_file()), None)
     if found is None:
         raise UserError(f"{name}: no folder of images, and no list {lists[0]} or {lists[1].name}")
-    return read_list(found)
+    images = read_list(found)
+    if white and images.white not in (None, white):
+        raise UserError(f"--white {white}: {found} was made with --white {images.white}; leave it out, or make the list anew")
+    images.white = images.white or white
+    return images
+
+
+def on_16_bits(paths, white=None):
+    """In words, which images of 16 bits use a part of their range without a word, or are above a `white` that is given.
+
+    The paths are of files, or a dict with what `highest_of_16_bits` said of each. "" if there is nothing to say.
+    """
+    found = {}
+    for path in paths:
+        with contextlib.suppress(ImageError):  # which is told where it is read
+            highest, declares = (paths[path] if isinstance(paths, dict) else highest_of_16_bits(path)) or (0, True)
+            level = (highest if highest > white else None) if white else (None if declares else likely_white(highest))
+            found |= {path: level} if level else {}
+    if not found:
+        return ""
+    names = ", ".join(map(str, list(found)[:3])) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    level = max(found.values())
+    if white:
+        return f"{len(found)} have values above --white {white}, up to {level}, which are cut to it: {names}"
+    return (
+        f"{len(found)} in 16-bit files that use a part of their range, and declare none, are read as almost black: {names}; if "
+        f"{level} is their white, give --white {level}, or declare it (MaxSampleValue in TIFF, sBIT in PNG)"
+    )
 
 
 def named_sets(words, flag) -> dict[str, str]:
@@ -165,8 +212,8 @@ def folder_marks(folders):
 class Candidate:
     """A picture, and what its name and its folders say of it."""
 
-    def __init__(self, path, below):
-        self.path = path
+    def __init__(self, path, below, white=None):
+        self.path, self.white = path, white
         self.stem, marks = name_and_marks(below.stem)
         self.whole_stem, self.maybe_result = below.stem, False
         said, (folder_said, depth, self.no_doubt) = first_of(marks), folder_marks(below.parts[:-1])
@@ -188,7 +235,8 @@ class Candidate:
     def thumbnail(self):
         """The picture in 8x8 pixels, 192 numbers; None if it cannot be read."""
         try:
-            return np.asarray(Image.fromarray(read_image(self.path)).resize((8, 8), Image.Resampling.BILINEAR), float).ravel()
+            image = Image.fromarray(read_image(self.path, self.white))
+            return np.asarray(image.resize((8, 8), Image.Resampling.BILINEAR), float).ravel()
         except ImageError:
             return None
 
@@ -208,7 +256,7 @@ class Candidate:
         return any(fits) and self.shows_the_same(other)
 
 
-def without_copies(below):
+def without_copies(below, white=None):
     """The pictures that are not made of others among them, as data sets have them side by side: LR images, results.
 
     `below` has for each path its place below the folder that the user gave; what that folder itself is called does not
@@ -216,7 +264,7 @@ def without_copies(below):
     HR or show the same. Only a folder like LR_bicubic needs no proof; one that holds an LR image that is proved goes
     whole. Returns the paths, a Counter of what is left out by reason, and how many stay whose names say LR, x4 or such.
     """
-    candidates = [Candidate(path, place) for path, place in below.items()]
+    candidates = [Candidate(path, place, white) for path, place in below.items()]
     hr_stems = {c.stem.casefold() for c in candidates if c.is_hr and c.stem != c.whole_stem}
     for c in candidates:  # baby_Kim beside baby_HR: the methods that have a name are countless
         start = re.sub("[ _-]+[^ _-]+$", "", c.stem)
