@@ -3,6 +3,8 @@
     python eval.py --weights checkpoints/srresnet_x4.pth checkpoints/srgan_x4.pth --test-sets Set5 Set14 BSD100
     python eval.py --weights checkpoints/srgan_x4.pth --test-sets path/to/hr_images --lpips --save-images
 
+    python eval.py --scale 4 --test-sets Set5/HR --lr-folder Set5/LR_bicubic
+
 A test set is a folder of HR images, or the name of a list made by create_data_lists.py. Prints the table as Markdown and
 writes metrics.md, metrics.json (with an entry per image) and, with --save-images, the pictures under --output.
 Protocol: HR cropped to a multiple of the scale, LR by Pillow's bicubic (or as --degradation says), SR rounded to 8 bits;
@@ -34,7 +36,15 @@ def parse_arguments():
         help="folders of HR images, or names of lists in --data-folder; NAME=SET says what one is called in the table",
     )
     add("--data-folder", type=Path, default=Path("data"), metavar="DIR", help="where the lists are")
-    add("--lr-folder", type=Path, metavar="DIR", help="given LR images, of the same names, in place of bicubic downscaling")
+    add(
+        "--lr-folder",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="given LR images, in place of bicubic downscaling: a folder for each of --test-sets, or one for all; with the "
+        "names of the HR images, or those of benchmarks, as X4/babyx4.png, baby_LR.png and img_001_SRF_4_LR.png",
+    )
     add(
         "--degradation",
         choices=("bicubic", "photo"),
@@ -103,13 +113,18 @@ def load_models(files, blends, device, dtype, scale):
     return models, next(iter(scales.values()), 4)
 
 
-def load_sets(names, data_folder, scale, lr_folder, degradation, white):
-    """The test sets by their names in the table."""
-    if lr_folder and degradation != "bicubic":
+def load_sets(names, data_folder, scale, lr_folders, degradation, white):
+    """The test sets by their names in the table. Raises UserError for given LR images that are missing or do not fit."""
+    if lr_folders and degradation != "bicubic":
         raise UserError(f"--degradation {degradation} makes the LR images that --lr-folder gives: leave one of them out")
     named = named_sets(names, "--test-sets")
-    sets = {label: test_images(name, data_folder, white) for label, name in named.items()}
-    return {label: TestPairs(paths, scale, lr_folder, degradation) for label, paths in sets.items()}
+    if len(lr_folders) not in (0, 1, len(named)):
+        raise UserError(f"--lr-folder: give one for all of --test-sets, or one for each of the {len(named)}")
+    sets = {}
+    for (label, name), lr_folder in zip(named.items(), (lr_folders or [None]) * (1 if lr_folders[1:] else len(named))):
+        sets[label] = TestPairs(test_images(name, data_folder, white, lr_folder), scale, lr_folder, degradation)
+        sets[label].check_given()
+    return sets
 
 
 def warn_of_ranges(sets):

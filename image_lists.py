@@ -20,11 +20,24 @@ from utils import ImageError, UserError, read_json
 
 
 class ImageList(list):
-    """Paths of images, and the level that is white in those of 16 bits that use less of them (None: what they declare)."""
+    """Paths of images, and how they are to be read.
 
-    def __init__(self, paths=(), white=None):
+    `white` is the level that is white in files of 16 bits that use less of them (None: what they declare), `lr_images`
+    the paths of their LR images, in the same order, if these are given, and `scale` the factor between them. `name` is
+    for errors.
+    """
+
+    def __init__(self, paths=(), white=None, lr_images=None, scale=None, name="the list"):
         super().__init__(paths)
-        self.white = white
+        self.white, self.lr_images, self.scale, self.name = white, lr_images, scale, name
+
+    def check_lr_images(self, scale, degradation):
+        """Raises UserError if LR images are given, and cannot be those of this scale and degradation."""
+        if self.lr_images and self.scale != scale:
+            raise UserError(f"{self.name} has LR images for --scale {self.scale}, not {scale}: give that, or another list")
+        if self.lr_images and degradation != "bicubic":
+            way_on = "leave it out, or make the list anew without --lr-folders"
+            raise UserError(f"--degradation {degradation} makes LR images, and {self.name} has its own: {way_on}")
 
 
 def read_list(list_file) -> ImageList:
@@ -32,7 +45,9 @@ def read_list(list_file) -> ImageList:
     list_file = Path(list_file)
     try:
         content = content_of(list_file)
-        paths = ImageList((list_file.parent / name for name in content.pop("images")), **content)
+        for key in {"images", "lr_images"} & set(content):
+            content[key] = [list_file.parent / name for name in content[key]]
+        paths = ImageList(content.pop("images"), **content, name=list_file)
     except FileNotFoundError:
         raise UserError(f"{list_file}: no such list; make it with create_data_lists.py") from None
     except (OSError, ValueError, TypeError, KeyError):
@@ -51,24 +66,52 @@ def content_of(list_file) -> dict:
     content = {"images": content} if isinstance(content, list) else content
     if not isinstance(content, dict) or not isinstance(content["images"], list):
         raise ValueError
+    if "lr_images" in content and len(content["lr_images"]) != len(content["images"]):
+        raise ValueError
     if not isinstance(content.get("white", 1), int):
         raise ValueError
     return content
 
 
-def test_images(name, data_folder="data", white=None) -> ImageList:
+def find_images(folder, recursive=True, without=()):
+    """The files with the ending of an image below `folder`, sorted, and how many others there are.
+
+    The folders `without` (real paths) below it are left out. Raises UserError if there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    files, others, seen = [], 0, set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen or (seen and real in without):  # a link may lead back to a folder that it lies in
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        if not recursive:
+            folders.clear()
+        for name in sorted(names):
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                files.append(Path(parent) / name)
+            else:
+                others += 1
+    return files, others
+
+
+def test_images(name, data_folder="data", white=None, lr_folder=None) -> ImageList:
     """The images of a test set, of a folder, or of a list in the data folder: `Set5` is Set5_test_images.json.
 
     Of a folder, LR images and results beside their HR images are left out, and counted on stderr (see `without_copies`).
-    `white` is for a folder, or for a list that was made without. Raises UserError where there is neither, or no image in
-    it, or for a list with another white.
+    `white` is for a folder, or for a list that was made without; `lr_folder`, if LR images are given, may be the folder
+    itself. Raises UserError where there is neither, or no image in it, or for a list with another white.
     """
     folder = Path(name)
     if folder.is_dir():
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         if not paths:
             raise UserError(f"{folder}: no images in this folder (known endings: {' '.join(sorted(IMAGE_SUFFIXES))})")
-        paths, reasons, doubtful = without_copies({path: Path(path.name) for path in paths}, white)
+        beside = bool(lr_folder) and Path(lr_folder).resolve() == folder.resolve()
+        paths, reasons, doubtful = without_copies({path: Path(path.name) for path in paths}, white, beside)
         if (reasons or doubtful) and os.environ.get("RANK", "0") == "0":
             print(f"{folder}: {len(paths)} images{in_words(reasons, doubtful)}", file=sys.stderr)
         return ImageList(paths, white)
@@ -180,15 +223,18 @@ MARK = re.compile(rf"(.+?)[ _.-]+[(\[]?({'|'.join(SAID.values())})[)\]]?", re.IG
 MARK_WITHOUT_A_GAP = re.compile(r"(.+?)(x[2348](?:[mdw]\d?)?|LR|HR)")
 
 
+def peeled(stem):
+    """The stem of a file's name without its last 0, 1, ... marks, and the last of these: (baby_LR, ""), (baby, LR)."""
+    peels = [(stem, "")]
+    while found := MARK.fullmatch(peels[-1][0]) or MARK_WITHOUT_A_GAP.fullmatch(peels[-1][0]):
+        peels.append((found[1], found[2]))
+    return peels
+
+
 def name_and_marks(stem):
     """The name of the picture in a file's name, and what follows it: baby of baby_HR, babyx4 and baby_SRCNN_x4."""
-    marks = []
-    while True:
-        found = MARK.fullmatch(stem) or MARK_WITHOUT_A_GAP.fullmatch(stem)
-        if not found:
-            return stem, marks
-        stem = found[1]
-        marks.append(what_is_said(found[2]))
+    peels = peeled(stem)
+    return peels[-1][0], [what_is_said(mark) for _, mark in peels[1:]]
 
 
 def first_of(marks):
@@ -209,6 +255,26 @@ def folder_marks(folders):
     return what, *(found[what] if what else (0, False))
 
 
+def without_marks(folders):
+    """The folders that a picture is in, without what they say of LR and HR: DIV2K and train of DIV2K_train_LR_bicubic/X4."""
+    rest = []
+    for folder in folders:
+        words = [] if what_is_said(folder) else re.split(r"[ _.-]+", folder.casefold())
+        is_lr = LR in map(what_is_said, words)
+        words = [word for word in words if not what_is_said(word) and not (is_lr and MADE_LR.fullmatch(word))]
+        rest += [tuple(words)] if words else []
+    return tuple(rest)
+
+
+def size_of(path):
+    """(width, height) of an image file as its head tells it; (0, 0) if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.size if orientation_of(image) < 5 else image.size[::-1]
+    except Exception:  # Pillow raises whatever its decoders do; reading the pixels will tell the user
+        return 0, 0
+
+
 class Candidate:
     """A picture, and what its name and its folders say of it."""
 
@@ -224,12 +290,7 @@ class Candidate:
 
     @functools.cached_property
     def size(self):
-        """(width, height), of the file's head; (0, 0) if it cannot be read."""
-        try:
-            with Image.open(self.path) as image:
-                return image.size if orientation_of(image) < 5 else image.size[::-1]
-        except Exception:  # Pillow raises whatever its decoders do; reading the pixels will tell the user
-            return 0, 0
+        return size_of(self.path)
 
     @functools.cached_property
     def thumbnail(self):
@@ -256,13 +317,14 @@ class Candidate:
         return any(fits) and self.shows_the_same(other)
 
 
-def without_copies(below, white=None):
+def without_copies(below, white=None, lr_beside=False):
     """The pictures that are not made of others among them, as data sets have them side by side: LR images, results.
 
     `below` has for each path its place below the folder that the user gave; what that folder itself is called does not
     count. A name alone proves nothing (`bmw x4.jpg`): an HR picture of the name must be there too, and say that it is
     HR or show the same. Only a folder like LR_bicubic needs no proof; one that holds an LR image that is proved goes
-    whole. Returns the paths, a Counter of what is left out by reason, and how many stay whose names say LR, x4 or such.
+    whole. Where the user says that LR images lie among the pictures (`lr_beside`), the name is enough. Returns the paths,
+    a Counter of what is left out by reason, and how many stay whose names say LR, x4 or such.
     """
     candidates = [Candidate(path, place, white) for path, place in below.items()]
     hr_stems = {c.stem.casefold() for c in candidates if c.is_hr and c.stem != c.whole_stem}
@@ -277,7 +339,8 @@ def without_copies(below, white=None):
     for c, others in with_others(candidates, lambda c: c.stem):
         is_made = c.said or c.by_folder
         plain = [other for other in others if not other.said and not other.by_folder]
-        if is_made and any((other.is_hr and not c.maybe_result) or c.shows_the_same(other) for other in plain):
+        known = lr_beside and is_made in (LR, SCALED)
+        if is_made and any(known or (other.is_hr and not c.maybe_result) or c.shows_the_same(other) for other in plain):
             left_out[c.path] = is_made
             if c.by_folder:
                 proved.add(c.folder)
