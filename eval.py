@@ -130,7 +130,8 @@ def load_sets(names, data_folder, scale, lr_folders, degradation, white):
 def warn_of_ranges(sets):
     """Name, on stderr, the files of 16 bits that are measured as nearly black, or cut to the white that is given."""
     for label, pairs in sets.items():
-        told = on_16_bits(pairs.paths, pairs.white)
+        given = filter(None, map(pairs.given_lr_image, range(len(pairs))))
+        told = on_16_bits([*pairs.paths, *given], pairs.white)
         if told:
             print(f"warning: {label}: {told}", file=sys.stderr)
 

@@ -5,6 +5,7 @@ import ntpath
 import os
 import re
 import shutil
+import sys
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -13,12 +14,14 @@ from conftest import call, make_lists, refusal
 from PIL import Image
 
 import datasets
+import train_srresnet
 from create_data_lists import name_in_list
 from datasets import SRDataset, TestPairs
 from image_lists import named_sets, read_list
 from image_lists import test_images as images_of_set
 from pictures import deep
 from pictures.pixels import crop_to_multiple, downscale, enlarge, read_image
+from runs import load_data
 
 
 def names_in(folder, which):
@@ -463,6 +466,13 @@ def test_a_white_that_is_given_is_kept_in_the_lists_for_all_that_read_them(tmp_p
             assert np.array_equal(dataset.read(number)[0], np.broadcast_to(expected, (*expected.shape[:2], 3)))
     for name, _, hr_img in TestPairs(images_of_set("scans", tmp_path / "pack"), 4):
         assert np.array_equal(hr_img[..., 0], crop_to_multiple(by_number[name], 4)[..., 0])
+    flags = ["--data-folder", tmp_path / "pack", "--crop-size", 32, "--validate-on", folder]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train_srresnet.py", *map(str, flags)])
+        _, validation = load_data(train_srresnet.parse_arguments())
+    assert len(validation) == 4 and all(
+        np.array_equal(img[..., 0], by_number[name][: len(img), : img.shape[1], 0]) for name, _, img in validation
+    )
     list_file = tmp_path / "files/train_images.json"
     before = SRDataset(list_file, 32).fingerprint
     list_file.write_text(json.dumps(names_in(tmp_path / "files", "train")["images"]))

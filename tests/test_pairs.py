@@ -243,6 +243,25 @@ def test_folders_of_both_kinds_correspond_in_their_order(tmp_path, photographs):
 # What is trained on
 
 
+@pytest.mark.parametrize("pack", ["on", "off"])
+def test_both_images_of_a_pair_are_read_by_the_white_of_the_list(work, photographs, capsys, pack):
+    for i, photograph in enumerate(photographs[:3]):
+        write(work / f"HR/{i}.png", photograph[..., 0].astype(np.uint16) * 16)
+        write(work / f"LR/{i}.png", photograph[::2, ::2, 0].astype(np.uint16) * 16)
+    flags = ["--validation-images", 1, "--min-size", 32, "--pack", pack, "--white", 4080]
+    call("create_data_lists", "--train-folders", "HR", "--lr-folders", "LR", *flags)
+    assert "nearly black" not in capsys.readouterr().out
+    dataset = SRDataset("data/train_images.json", 32, scale=2)
+    for number, path in enumerate(dataset.paths):
+        hr_img, lr_img = dataset.read(number)
+        assert np.array_equal(hr_img[..., 0], photographs[int(path.stem)][..., 0])
+        assert np.array_equal(lr_img, hr_img[::2, ::2])
+    call("eval", "--test-sets", "HR", "--lr-folder", "LR", "--scale", 2, "--device", "cpu")
+    assert "6 in 16-bit files" in capsys.readouterr().err
+    call("eval", "--test-sets", "HR", "--lr-folder", "LR", "--scale", 2, "--device", "cpu", "--white", 4080)
+    assert "16-bit" not in capsys.readouterr().err
+
+
 def list_of_pairs(folder, lr_images, scale, pack, remainder=0):
     """A list of HR images that repeat each LR pixel `scale` times, with `remainder` more rows and columns."""
     lr_of, sizes = {}, {}
