@@ -101,19 +101,19 @@ class SRDataset(Dataset):
         turn, slot = divmod(place, WINDOW)
         return window * WINDOW + int(round_order(self.seed, window, turn)[slot])
 
-    def read(self, number: int) -> list[np.ndarray]:
-        """Image `number` of the list, (H, W, 3) uint8, and its LR image if it has one. Raises ImageError if it has no crop."""
-        given, count = self.paths.lr_images, len(self.paths)
-        if self.pack is not None:
-            images = [self.pack[number], self.pack[count + number]] if given else [self.pack[number]]
-        else:
-            files = [self.paths[number], given[number]] if given else [self.paths[number]]
-            images = [read_image(file, self.paths.white) for file in files]
-        if min(images[0].shape[:2]) < self.crop_size:
+    def read(self, number: int) -> np.ndarray:
+        """Image `number` of the list, (H, W, 3) uint8, if a crop can be cut from it. Raises ImageError otherwise."""
+        image = self.pack[number] if self.pack is not None else read_image(self.paths[number], self.paths.white)
+        if min(image.shape[:2]) < self.crop_size:
             raise ImageError(f"{self.paths[number]}: smaller than the crop of {self.crop_size} pixels")
-        if given:
-            check_sizes(self.paths[number], size_of(images[0]), given[number], size_of(images[1]), self.scale)
-        return images
+        return image
+
+    def read_lr_image(self, number: int, hr_img: np.ndarray) -> np.ndarray:
+        """The given LR image of image `number` of the list. Raises ImageError if it cannot be used."""
+        path = self.paths.lr_images[number]
+        image = self.pack[len(self.paths) + number] if self.pack is not None else read_image(path, self.paths.white)
+        check_sizes(self.paths[number], size_of(hr_img), path, size_of(image), self.scale)
+        return image
 
     def images(self, visit: int) -> list[np.ndarray]:
         if visit in self.decoded:
@@ -122,7 +122,9 @@ class SRDataset(Dataset):
         redraw = None
         for _ in range(MAX_REDRAWS):
             try:
-                images = self.read(number)
+                images = [self.read(number)]
+                if self.paths.lr_images:
+                    images.append(self.read_lr_image(number, images[0]))
                 break
             except ImageError as error:
                 self.bad_files.append(str(error))

@@ -463,7 +463,7 @@ def test_a_white_that_is_given_is_kept_in_the_lists_for_all_that_read_them(tmp_p
         dataset = SRDataset(tmp_path / name / "train_images.json", 32)
         for number, path in enumerate(dataset.paths):
             expected = by_number[path.stem] if int(path.stem) % 4 > 1 else by_number[path.stem][..., :1]
-            assert np.array_equal(dataset.read(number)[0], np.broadcast_to(expected, (*expected.shape[:2], 3)))
+            assert np.array_equal(dataset.read(number), np.broadcast_to(expected, (*expected.shape[:2], 3)))
     for name, _, hr_img in TestPairs(images_of_set("scans", tmp_path / "pack"), 4):
         assert np.array_equal(hr_img[..., 0], crop_to_multiple(by_number[name], 4)[..., 0])
     flags = ["--data-folder", tmp_path / "pack", "--crop-size", 32, "--validate-on", folder]
