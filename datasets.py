@@ -20,7 +20,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from degradations import degrade, photo, photo_by_name
-from image_lists import read_list
+from image_lists import ImageList, content_of, read_list
+from image_lists import size_of as size_in_head
+from pairs import LRFolder, check_sizes
 from pictures.pixels import crop_to_multiple, downscale, read_image
 from utils import ImageError, UserError, read_json
 
@@ -55,7 +57,9 @@ class SRDataset(Dataset):
     An image that cannot be used when its turn comes is replaced by another one, drawn from (seed, k) too; `bad_files`
     names it. Raises UserError if no image can be used.
 
-    With the degradation "photo" the loader's workers make the LR images too, for `scale` (see `lr_image`).
+    With the degradation "photo" the loader's workers make the LR images too, for `scale` (see `lr_image`). If the list has
+    LR images, `dataset[k]` is a pair of arrays, of which the second, (3, crop_size / scale, crop_size / scale), is the same
+    part of the LR image, and HR crops start at multiples of `scale`. Raises UserError for a list of another scale.
     """
 
     def __init__(
@@ -72,9 +76,12 @@ class SRDataset(Dataset):
         self.list_file, self.crop_size, self.seed = list_file, crop_size, seed
         self.gray_share, self.stretch_share = gray_share, stretch_share
         self.degradation, self.scale = degradation, scale
-        self.pack = open_pack(list_file, self.paths)
+        self.paths.check_lr_images(scale, degradation)
+        self.pack = open_pack(list_file)
         self.crops_per_image = CROPS_PER_IMAGE if self.pack is None else 1
-        self.fingerprint = zlib.crc32("\n".join(path.name for path in self.paths).encode(errors="surrogateescape"))
+        given = self.paths.lr_images or []
+        facts = [path.name for path in [*self.paths, *given]] + [f"white {self.paths.white}"] * bool(self.paths.white)
+        self.fingerprint = zlib.crc32("\n".join(facts).encode(errors="surrogateescape"))
         self.decoded = {}  # visit -> image, of the window last seen
         self.bad_files = []
         self._epoch = (-1, None)
@@ -96,19 +103,28 @@ class SRDataset(Dataset):
 
     def read(self, number: int) -> np.ndarray:
         """Image `number` of the list, (H, W, 3) uint8, if a crop can be cut from it. Raises ImageError otherwise."""
-        image = self.pack[number] if self.pack is not None else read_image(self.paths[number])
+        image = self.pack[number] if self.pack is not None else read_image(self.paths[number], self.paths.white)
         if min(image.shape[:2]) < self.crop_size:
             raise ImageError(f"{self.paths[number]}: smaller than the crop of {self.crop_size} pixels")
         return image
 
-    def image(self, visit: int) -> np.ndarray:
+    def read_lr_image(self, number: int, hr_img: np.ndarray) -> np.ndarray:
+        """The given LR image of image `number` of the list. Raises ImageError if it cannot be used."""
+        path = self.paths.lr_images[number]
+        image = self.pack[len(self.paths) + number] if self.pack is not None else read_image(path, self.paths.white)
+        check_sizes(self.paths[number], size_of(hr_img), path, size_of(image), self.scale)
+        return image
+
+    def images(self, visit: int) -> list[np.ndarray]:
         if visit in self.decoded:
             return self.decoded[visit]
         number = self.image_number(visit)
         redraw = None
         for _ in range(MAX_REDRAWS):
             try:
-                image = self.read(number)
+                images = [self.read(number)]
+                if self.paths.lr_images:
+                    images.append(self.read_lr_image(number, images[0]))
                 break
             except ImageError as error:
                 self.bad_files.append(str(error))
@@ -119,23 +135,31 @@ class SRDataset(Dataset):
         if self.crops_per_image > 1:
             if len(self.decoded) >= 2 * WINDOW:
                 self.decoded.clear()
-            self.decoded[visit] = image
-        return image
+            self.decoded[visit] = images
+        return images
 
-    def __getitem__(self, k: int) -> np.ndarray:
-        image, size = self.image(self.visit_of(k)), self.crop_size
-        rng = np.random.default_rng([self.seed, 3, k])
-        top = rng.integers(image.shape[0] - size + 1)
-        left = rng.integers(image.shape[1] - size + 1)
-        crop = image[top : top + size, left : left + size]
-        if rng.integers(2):
-            crop = crop[:, ::-1]
-        crop = np.rot90(crop, rng.integers(4))
+    def __getitem__(self, k: int) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        crops = self.crops(k)
+        return crops[0] if len(crops) == 1 else tuple(crops)
+
+    def crops(self, k: int) -> list[np.ndarray]:
+        """Sample k: the HR crop and, if LR images are given, that of the LR image, each (3, side, side) uint8."""
+        images, side, rng = self.images(self.visit_of(k)), self.crop_size, np.random.default_rng([self.seed, 3, k])
+        unit = self.scale if len(images) > 1 else 1  # LR images are not cut within their pixels
+        height, width = images[0].shape[:2]
+        top, left = rng.integers((height - side) // unit + 1), rng.integers((width - side) // unit + 1)
+        flip, turns = rng.integers(2), rng.integers(4)
+        if unit == 1:
+            crops = [view(images[0], top, left, side, flip, turns)]
+        else:
+            crops = [view(images[0], unit * top, unit * left, side, flip, turns)]
+            crops.append(view(images[1], top, left, side // unit, flip, turns))
         if self.gray_share and rng.random() < self.gray_share:
-            crop = gray(crop)
+            crops = [gray(crop) for crop in crops]
         if self.stretch_share and rng.random() < self.stretch_share:
-            crop = stretched(crop, *rng.uniform(0, 10, size=2))
-        return crop.transpose(2, 0, 1)
+            limits = rng.uniform(0, 10, size=2)
+            crops = [stretched(crop, *limits, of=crops[0]) for crop in crops]
+        return [crop.transpose(2, 0, 1) for crop in crops]
 
     def lr_image(self, k: int, crop: np.ndarray) -> np.ndarray:
         """The LR image of sample k as `photo` makes it of the crop: uint8 (3, crop_size / scale, crop_size / scale)."""
@@ -145,19 +169,29 @@ class SRDataset(Dataset):
     def __getitems__(self, ks):
         """A chunk of samples as one tensor (len(ks), 3, crop_size, crop_size), and the files found bad on the way.
 
-        With the degradation "photo" it is a pair of tensors, the crops and the LR images. A UserError comes in place of
-        the tensor: raised in a worker it would arrive as a page of traceback.
+        With given LR images, or the degradation "photo", it is a pair of tensors, the crops and the LR images. A UserError
+        comes in place of the tensor: raised in a worker it would arrive as a page of traceback.
         """
         self.bad_files = []
         try:
-            crops = [self[k] for k in ks]
+            samples = [self.crops(k) for k in ks]
         except UserError as error:
             return error, self.bad_files
-        chunk = torch.from_numpy(np.stack(crops))
         if self.degradation == "photo":
-            lr_imgs = np.stack([self.lr_image(k, crop) for k, crop in zip(ks, crops, strict=True)])
-            chunk = chunk, torch.from_numpy(lr_imgs)
-        return chunk, self.bad_files
+            samples = [[crop, self.lr_image(k, crop)] for k, [crop] in zip(ks, samples, strict=True)]
+        parts = tuple(torch.from_numpy(np.stack(part)) for part in zip(*samples))
+        return parts if len(parts) > 1 else parts[0], self.bad_files
+
+
+def view(image, top, left, side, flip, turns):
+    """The square of an image (H, W, 3) that begins there, flipped left to right or not, and turned by so many quarters."""
+    crop = image[top : top + side, left : left + side]
+    return np.rot90(crop[:, ::-1] if flip else crop, turns)
+
+
+def size_of(image):
+    """(width, height) of an image (H, W, 3)."""
+    return image.shape[1::-1]
 
 
 def gray(crop):
@@ -166,9 +200,13 @@ def gray(crop):
     return np.repeat(y[..., None], 3, axis=2)
 
 
-def stretched(crop, below, above):
-    """The crop (H, W, 3) uint8 with its levels stretched, so that `below` % of its values are 0 and `above` % are 255."""
-    low, high = np.percentile(crop[::4, ::4], [below, 100 - above])  # a sixteenth of the pixels is enough
+def stretched(crop, below, above, of=None):
+    """The crop (H, W, 3) uint8 with its levels stretched, so that `below` % of its values are 0 and `above` % are 255.
+
+    Or of the values of another crop, `of`, with which it is to agree.
+    """
+    of = crop if of is None else of
+    low, high = np.percentile(of[::4, ::4], [below, 100 - above])  # a sixteenth of the pixels is enough
     levels = (np.arange(256) - low) * (255 / max(1, high - low))
     return np.rint(levels.clip(0, 255)).astype(np.uint8)[crop]
 
@@ -182,9 +220,9 @@ def round_order(seed, window, turn):
 def train_loader(dataset, batch_size, start=0, steps=None, rank=0, world_size=1, workers=0, pin_memory=False):
     """Batches of HR crops for the steps start + 1, start + 2, ..., `steps`, as (batch, bad files) pairs.
 
-    A batch is (batch_size / world_size, 3, crop, crop) uint8: of the samples of its step, those of this rank. With the
-    degradation "photo" it is a pair, of these and of their LR images. Workers make the samples of many steps at a time,
-    because those share decoded images.
+    A batch is (batch_size / world_size, 3, crop, crop) uint8: of the samples of its step, those of this rank. With given LR
+    images, or the degradation "photo", it is a pair, of these and of their LR images. Workers make the samples of many
+    steps at a time, because those share decoded images.
     """
     share = batch_size // world_size
     steps_per_chunk = max(1, SAMPLES_PER_CHUNK // batch_size)
@@ -235,16 +273,23 @@ class TestPairs(Dataset):
     """Whole images to measure on: item i is (name, LR array (h, w, 3), HR array (scale*h, scale*w, 3)), uint8.
 
     HR images are cropped at the bottom and right to a multiple of `scale`; LR images are made by Pillow's bicubic or, for
-    the degradation "photo", as the image's name fixes it; or read from `lr_folder`, where they have the same name. Raises
-    ImageError for an image that cannot be used.
+    the degradation "photo", as the image's name fixes it; or read from `lr_folder`, where they have the same name or one
+    of an LR image (see pairs.pair); or they are those of the list. Raises UserError for a list with LR images of another
+    scale, and ImageError for an image that cannot be used.
     """
 
     __test__ = False  # not a test class, whatever pytest thinks
 
     def __init__(self, paths, scale: int, lr_folder=None, degradation: str = "bicubic"):
-        self.paths, self.scale, self.lr_folder = [Path(path) for path in paths], scale, lr_folder
-        self.degradation = degradation
+        paths = paths if isinstance(paths, ImageList) else ImageList(map(Path, paths))
+        self.paths, self.scale, self.degradation, self.white = list(paths), scale, degradation, paths.white
         self.below = places_below([path.absolute() for path in self.paths])
+        self.lr_folder, self.lr_images = None, None
+        if lr_folder:
+            self.lr_folder = LRFolder(lr_folder, dict(zip(self.paths, self.below)), scale)
+        else:
+            paths.check_lr_images(scale, degradation)
+            self.lr_images = paths.lr_images
         stems = Counter(path.stem for path in self.paths)
         self.names = [
             path.stem if stems[path.stem] == 1 else "_".join(below.parts) for path, below in zip(self.paths, self.below)
@@ -255,18 +300,31 @@ class TestPairs(Dataset):
 
     def __getitem__(self, i):
         path = self.paths[i]
-        hr_img = crop_to_multiple(read_image(path), self.scale, path)
+        hr_img = crop_to_multiple(read_image(path, self.white), self.scale, path)
         if min(hr_img.shape[:2]) < 2 * self.scale + 11:
             raise ImageError(f"{path}: too small to measure: SSIM needs 11 pixels within a border of {self.scale}")
-        if self.lr_folder is None:
+        lr_path = self.given_lr_image(i)
+        if lr_path is None:
             photographed = self.degradation == "photo"
             lr_img = photo_by_name(hr_img, self.scale, path.stem) if photographed else downscale(hr_img, self.scale)
             return self.names[i], lr_img, hr_img
-        lr_path = Path(self.lr_folder) / self.below[i]
-        lr_img = read_image(lr_path)
-        if (lr_img.shape[0] * self.scale, lr_img.shape[1] * self.scale) != hr_img.shape[:2]:
-            raise ImageError(f"{lr_path}: its size times {self.scale} is not that of {path}")
+        lr_img = read_image(lr_path, self.white)
+        check_sizes(path, size_of(hr_img), lr_path, size_of(lr_img), self.scale)
         return self.names[i], lr_img, hr_img
+
+    def given_lr_image(self, i):
+        """The path of the LR image of HR image i, None if none are given. Raises ImageError if it is missing, or not clear."""
+        if self.lr_folder is not None:
+            return self.lr_folder.image_of(self.paths[i])
+        return self.lr_images[i] if self.lr_images else None
+
+    def check_given(self):
+        """Raises ImageError for the first given LR image that is missing, not clear, or of another size by the file's head."""
+        for i, path in enumerate(self.paths):
+            lr_path = self.given_lr_image(i)
+            sizes = [] if lr_path is None else [size_in_head(path), size_in_head(lr_path)]
+            if all(map(min, sizes)) and sizes:  # what cannot be read is told later
+                check_sizes(path, sizes[0], lr_path, sizes[1], self.scale)
 
 
 def places_below(paths) -> list[Path]:
@@ -282,8 +340,8 @@ def places_below(paths) -> list[Path]:
 class Pack:
     """The decoded pixels of a list of images in one memory-mapped file, made by `create_data_lists.py`.
 
-    `pack[number]` is a read-only view (H, W, 3) uint8; the operating system shares it between the workers and keeps in
-    memory what fits.
+    `pack[number]` is a read-only view (H, W, 3) uint8; given LR images come after all HR images. The operating system
+    shares it between the workers and keeps in memory what fits.
     """
 
     def __init__(self, pixels_file, shapes):
@@ -304,14 +362,16 @@ def pack_files(list_file) -> tuple[Path, Path]:
     return Path(list_file).with_suffix(".pack.json"), Path(list_file).with_suffix(".pack")
 
 
-def open_pack(list_file, paths) -> Pack | None:
+def open_pack(list_file) -> Pack | None:
     """The pack of a list, or None where there is none. Raises UserError for a pack of another list."""
     index_file, pixels_file = pack_files(list_file)
     if not index_file.exists():
         return None
     index = read_json(index_file)
     sizes = [3 * height * width for height, width in index["shapes"]]
-    if index["images"] != read_json(list_file) or len(sizes) != len(paths):
+    content = content_of(list_file)
+    names = content["images"] + content.get("lr_images", [])
+    if index["images"] != names or index.get("white") != content.get("white") or len(sizes) != len(names):
         raise UserError(f"{pixels_file} belongs to another list: make both anew with create_data_lists.py")
     if not pixels_file.exists() or pixels_file.stat().st_size != sum(sizes):
         raise UserError(f"{pixels_file} is not whole: make it anew with create_data_lists.py")

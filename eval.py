@@ -3,6 +3,8 @@
     python eval.py --weights checkpoints/srresnet_x4.pth checkpoints/srgan_x4.pth --test-sets Set5 Set14 BSD100
     python eval.py --weights checkpoints/srgan_x4.pth --test-sets path/to/hr_images --lpips --save-images
 
+    python eval.py --scale 4 --test-sets Set5/HR --lr-folder Set5/LR_bicubic
+
 A test set is a folder of HR images, or the name of a list made by create_data_lists.py. Prints the table as Markdown and
 writes metrics.md, metrics.json (with an entry per image) and, with --save-images, the pictures under --output.
 Protocol: HR cropped to a multiple of the scale, LR by Pillow's bicubic (or as --degradation says), SR rounded to 8 bits;
@@ -34,13 +36,27 @@ def parse_arguments():
         help="folders of HR images, or names of lists in --data-folder; NAME=SET says what one is called in the table",
     )
     add("--data-folder", type=Path, default=Path("data"), metavar="DIR", help="where the lists are")
-    add("--lr-folder", type=Path, metavar="DIR", help="given LR images, of the same names, in place of bicubic downscaling")
+    add(
+        "--lr-folder",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="given LR images, in place of bicubic downscaling: a folder for each of --test-sets, or one for all; with the "
+        "names of the HR images, or those of benchmarks, as X4/babyx4.png, baby_LR.png and img_001_SRF_4_LR.png",
+    )
     add(
         "--degradation",
         choices=("bicubic", "photo"),
         default="bicubic",
         help="what makes LR of HR images; photo: what training with it does (blur, noise, JPEG, WebP), without its share of "
         "clean ones, fixed by the name of each file (not its folder, nor its ending), so that everyone measures the same",
+    )
+    add(
+        "--white",
+        type=number(int, 1, 65535),
+        metavar="LEVEL",
+        help="what is white in 16-bit files that use less of their range, in folders (a list made with --white has its own)",
     )
     add("--scale", type=int, choices=(2, 3, 4, 8), help="factor, where no weights tell it (default: 4)")
     add("--lpips", action="store_true", help="measure LPIPS too (needs the package lpips)")
@@ -61,12 +77,13 @@ if __name__ == "__main__":
 
 import json
 import math
+import sys
 
 from tqdm import tqdm
 
 from datasets import TestPairs
 from devices import Processes, pick_dtype
-from image_lists import named_sets, test_images
+from image_lists import named_sets, on_16_bits, test_images
 from inference import for_inference, upscale
 from metrics import DIAGNOSTICS, evaluate, load_lpips, mean_figures
 from pictures.comparison import slider_figure, with_close_ups, write_page
@@ -96,13 +113,27 @@ def load_models(files, blends, device, dtype, scale):
     return models, next(iter(scales.values()), 4)
 
 
-def load_sets(names, data_folder, scale, lr_folder, degradation):
-    """The test sets by their names in the table."""
-    if lr_folder and degradation != "bicubic":
+def load_sets(names, data_folder, scale, lr_folders, degradation, white):
+    """The test sets by their names in the table. Raises UserError for given LR images that are missing or do not fit."""
+    if lr_folders and degradation != "bicubic":
         raise UserError(f"--degradation {degradation} makes the LR images that --lr-folder gives: leave one of them out")
     named = named_sets(names, "--test-sets")
-    sets = {label: test_images(name, data_folder) for label, name in named.items()}
-    return {label: TestPairs(paths, scale, lr_folder, degradation) for label, paths in sets.items()}
+    if len(lr_folders) not in (0, 1, len(named)):
+        raise UserError(f"--lr-folder: give one for all of --test-sets, or one for each of the {len(named)}")
+    sets = {}
+    for (label, name), lr_folder in zip(named.items(), (lr_folders or [None]) * (1 if lr_folders[1:] else len(named))):
+        sets[label] = TestPairs(test_images(name, data_folder, white, lr_folder), scale, lr_folder, degradation)
+        sets[label].check_given()
+    return sets
+
+
+def warn_of_ranges(sets):
+    """Name, on stderr, the files of 16 bits that are measured as nearly black, or cut to the white that is given."""
+    for label, pairs in sets.items():
+        given = filter(None, map(pairs.given_lr_image, range(len(pairs))))
+        told = on_16_bits([*pairs.paths, *given], pairs.white)
+        if told:
+            print(f"warning: {label}: {told}", file=sys.stderr)
 
 
 def in_table(entries):
@@ -150,7 +181,9 @@ def main(args):
     processes = Processes(args.device)
     device = processes.device
     models, scale = load_models(args.weights, args.blend, device, pick_dtype(args.precision, device), args.scale)
-    sets = load_sets(args.test_sets, args.data_folder, scale, args.lr_folder, args.degradation)
+    sets = load_sets(args.test_sets, args.data_folder, scale, args.lr_folder, args.degradation, args.white)
+    if processes.rank == 0:
+        warn_of_ranges(sets)
     metrics = {"lpips": load_lpips(args.lpips_backbone, device)} if args.lpips else {}
     results = {model: {} for model in models}
     for set_name, pairs in sets.items():

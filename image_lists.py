@@ -3,6 +3,7 @@
 Not here: pixels to train and measure on (datasets.py), and the command that writes lists (create_data_lists.py).
 """
 
+import contextlib
 import functools
 import os
 import re
@@ -13,21 +14,43 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pictures.pixels import IMAGE_SUFFIXES, orientation_of, read_image
+from pictures.deep import likely_white
+from pictures.pixels import IMAGE_SUFFIXES, highest_of_16_bits, orientation_of, read_image
 from utils import ImageError, UserError, read_json
 
 
-def read_list(list_file) -> list[Path]:
-    """The paths in a list of create_data_lists.py. Raises UserError for a list that is missing, empty, or none."""
+class ImageList(list):
+    """Paths of images, and how they are to be read.
+
+    `white` is the level that is white in files of 16 bits that use less of them (None: what they declare), `lr_images`
+    the paths of their LR images, in the same order, if these are given, and `scale` the factor between them. `name` is
+    for errors.
+    """
+
+    def __init__(self, paths=(), white=None, lr_images=None, scale=None, name="the list"):
+        super().__init__(paths)
+        self.white, self.lr_images, self.scale, self.name = white, lr_images, scale, name
+
+    def check_lr_images(self, scale, degradation):
+        """Raises UserError if LR images are given, and cannot be those of this scale and degradation."""
+        if self.lr_images and self.scale != scale:
+            raise UserError(f"{self.name} has LR images for --scale {self.scale}, not {scale}: give that, or another list")
+        if self.lr_images and degradation != "bicubic":
+            way_on = "leave it out, or make the list anew without --lr-folders"
+            raise UserError(f"--degradation {degradation} makes LR images, and {self.name} has its own: {way_on}")
+
+
+def read_list(list_file) -> ImageList:
+    """The images in a list of create_data_lists.py. Raises UserError for a list that is missing, empty, or none."""
     list_file = Path(list_file)
     try:
-        names = read_json(list_file)
-        if not isinstance(names, list):
-            raise ValueError
-        paths = [list_file.parent / name for name in names]
+        content = content_of(list_file)
+        for key in {"images", "lr_images"} & set(content):
+            content[key] = [list_file.parent / name for name in content[key]]
+        paths = ImageList(content.pop("images"), **content, name=list_file)
     except FileNotFoundError:
         raise UserError(f"{list_file}: no such list; make it with create_data_lists.py") from None
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{list_file}: not a list of images; make it anew with create_data_lists.py") from None
     if not paths and list_file.name == "validation_images.json":  # as --validation-images 0 makes it
         way_on = "give --validate-on FOLDER, or make the lists anew with create_data_lists.py --validation-images 20"
@@ -37,26 +60,93 @@ def read_list(list_file) -> list[Path]:
     return paths
 
 
-def test_images(name, data_folder="data"):
-    """The paths of a test set: the images of a folder, or a list in the data folder: `Set5` is Set5_test_images.json.
+def content_of(list_file) -> dict:
+    """What a list file holds: `images`, the names, and what else ImageList has. Most hold the names alone, in an array."""
+    content = read_json(list_file)
+    content = {"images": content} if isinstance(content, list) else content
+    if not isinstance(content, dict) or not isinstance(content["images"], list):
+        raise ValueError
+    if "lr_images" in content and len(content["lr_images"]) != len(content["images"]):
+        raise ValueError
+    if not isinstance(content.get("white", 1), int):
+        raise ValueError
+    return content
+
+
+def find_images(folder, recursive=True, without=()):
+    """The files with the ending of an image below `folder`, sorted, and how many others there are.
+
+    The folders `without` (real paths) below it are left out. Raises UserError if there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    files, others, seen = [], 0, set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen or (seen and real in without):  # a link may lead back to a folder that it lies in
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        if not recursive:
+            folders.clear()
+        for name in sorted(names):
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                files.append(Path(parent) / name)
+            else:
+                others += 1
+    return files, others
+
+
+def test_images(name, data_folder="data", white=None, lr_folder=None) -> ImageList:
+    """The images of a test set, of a folder, or of a list in the data folder: `Set5` is Set5_test_images.json.
 
     Of a folder, LR images and results beside their HR images are left out, and counted on stderr (see `without_copies`).
-    Raises UserError where there is neither, or no image in it.
+    `white` is for a folder, or for a list that was made without; `lr_folder`, if LR images are given, may be the folder
+    itself. Raises UserError where there is neither, or no image in it, or for a list with another white.
     """
     folder = Path(name)
     if folder.is_dir():
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         if not paths:
             raise UserError(f"{folder}: no images in this folder (known endings: {' '.join(sorted(IMAGE_SUFFIXES))})")
-        paths, reasons, doubtful = without_copies({path: Path(path.name) for path in paths})
+        beside = bool(lr_folder) and Path(lr_folder).resolve() == folder.resolve()
+        paths, reasons, doubtful = without_copies({path: Path(path.name) for path in paths}, white, beside)
         if (reasons or doubtful) and os.environ.get("RANK", "0") == "0":
             print(f"{folder}: {len(paths)} images{in_words(reasons, doubtful)}", file=sys.stderr)
-        return paths
+        return ImageList(paths, white)
     lists = [Path(data_folder) / f"{name}{ending}" for ending in ("_images.json", "_test_images.json")]
     found = next((path for path in [folder, *lists] if path.suffix == ".json" and path.is_file()), None)
     if found is None:
         raise UserError(f"{name}: no folder of images, and no list {lists[0]} or {lists[1].name}")
-    return read_list(found)
+    images = read_list(found)
+    if white and images.white not in (None, white):
+        raise UserError(f"--white {white}: {found} was made with --white {images.white}; leave it out, or make the list anew")
+    images.white = images.white or white
+    return images
+
+
+def on_16_bits(paths, white=None):
+    """In words, which images of 16 bits use a part of their range without a word, or are above a `white` that is given.
+
+    The paths are of files, or a dict with what `highest_of_16_bits` said of each. "" if there is nothing to say.
+    """
+    found = {}
+    for path in paths:
+        with contextlib.suppress(ImageError):  # which is told where it is read
+            highest, declares = (paths[path] if isinstance(paths, dict) else highest_of_16_bits(path)) or (0, True)
+            level = (highest if highest > white else None) if white else (None if declares else likely_white(highest))
+            found |= {path: level} if level else {}
+    if not found:
+        return ""
+    names = ", ".join(map(str, list(found)[:3])) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    level = max(found.values())
+    if white:
+        return f"{len(found)} have values above --white {white}, up to {level}, which are cut to it: {names}"
+    return (
+        f"{len(found)} in 16-bit files that use a part of their range, and declare none, are read as almost black: {names}; if "
+        f"{level} is their white, give --white {level}, or declare it (MaxSampleValue in TIFF, sBIT in PNG)"
+    )
 
 
 def named_sets(words, flag) -> dict[str, str]:
@@ -133,15 +223,18 @@ MARK = re.compile(rf"(.+?)[ _.-]+[(\[]?({'|'.join(SAID.values())})[)\]]?", re.IG
 MARK_WITHOUT_A_GAP = re.compile(r"(.+?)(x[2348](?:[mdw]\d?)?|LR|HR)")
 
 
+def peeled(stem):
+    """The stem of a file's name without its last 0, 1, ... marks, and the last of these: (baby_LR, ""), (baby, LR)."""
+    peels = [(stem, "")]
+    while found := MARK.fullmatch(peels[-1][0]) or MARK_WITHOUT_A_GAP.fullmatch(peels[-1][0]):
+        peels.append((found[1], found[2]))
+    return peels
+
+
 def name_and_marks(stem):
     """The name of the picture in a file's name, and what follows it: baby of baby_HR, babyx4 and baby_SRCNN_x4."""
-    marks = []
-    while True:
-        found = MARK.fullmatch(stem) or MARK_WITHOUT_A_GAP.fullmatch(stem)
-        if not found:
-            return stem, marks
-        stem = found[1]
-        marks.append(what_is_said(found[2]))
+    peels = peeled(stem)
+    return peels[-1][0], [what_is_said(mark) for _, mark in peels[1:]]
 
 
 def first_of(marks):
@@ -162,11 +255,31 @@ def folder_marks(folders):
     return what, *(found[what] if what else (0, False))
 
 
+def without_marks(folders):
+    """The folders that a picture is in, without what they say of LR and HR: DIV2K and train of DIV2K_train_LR_bicubic/X4."""
+    rest = []
+    for folder in folders:
+        words = [] if what_is_said(folder) else re.split(r"[ _.-]+", folder.casefold())
+        is_lr = LR in map(what_is_said, words)
+        words = [word for word in words if not what_is_said(word) and not (is_lr and MADE_LR.fullmatch(word))]
+        rest += [tuple(words)] if words else []
+    return tuple(rest)
+
+
+def size_of(path):
+    """(width, height) of an image file as its head tells it; (0, 0) if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.size if orientation_of(image) < 5 else image.size[::-1]
+    except Exception:  # Pillow raises whatever its decoders do; reading the pixels will tell the user
+        return 0, 0
+
+
 class Candidate:
     """A picture, and what its name and its folders say of it."""
 
-    def __init__(self, path, below):
-        self.path = path
+    def __init__(self, path, below, white=None):
+        self.path, self.white = path, white
         self.stem, marks = name_and_marks(below.stem)
         self.whole_stem, self.maybe_result = below.stem, False
         said, (folder_said, depth, self.no_doubt) = first_of(marks), folder_marks(below.parts[:-1])
@@ -177,18 +290,14 @@ class Candidate:
 
     @functools.cached_property
     def size(self):
-        """(width, height), of the file's head; (0, 0) if it cannot be read."""
-        try:
-            with Image.open(self.path) as image:
-                return image.size if orientation_of(image) < 5 else image.size[::-1]
-        except Exception:  # Pillow raises whatever its decoders do; reading the pixels will tell the user
-            return 0, 0
+        return size_of(self.path)
 
     @functools.cached_property
     def thumbnail(self):
         """The picture in 8x8 pixels, 192 numbers; None if it cannot be read."""
         try:
-            return np.asarray(Image.fromarray(read_image(self.path)).resize((8, 8), Image.Resampling.BILINEAR), float).ravel()
+            image = Image.fromarray(read_image(self.path, self.white))
+            return np.asarray(image.resize((8, 8), Image.Resampling.BILINEAR), float).ravel()
         except ImageError:
             return None
 
@@ -208,15 +317,16 @@ class Candidate:
         return any(fits) and self.shows_the_same(other)
 
 
-def without_copies(below):
+def without_copies(below, white=None, lr_beside=False):
     """The pictures that are not made of others among them, as data sets have them side by side: LR images, results.
 
     `below` has for each path its place below the folder that the user gave; what that folder itself is called does not
     count. A name alone proves nothing (`bmw x4.jpg`): an HR picture of the name must be there too, and say that it is
     HR or show the same. Only a folder like LR_bicubic needs no proof; one that holds an LR image that is proved goes
-    whole. Returns the paths, a Counter of what is left out by reason, and how many stay whose names say LR, x4 or such.
+    whole. Where the user says that LR images lie among the pictures (`lr_beside`), the name is enough. Returns the paths,
+    a Counter of what is left out by reason, and how many stay whose names say LR, x4 or such.
     """
-    candidates = [Candidate(path, place) for path, place in below.items()]
+    candidates = [Candidate(path, place, white) for path, place in below.items()]
     hr_stems = {c.stem.casefold() for c in candidates if c.is_hr and c.stem != c.whole_stem}
     for c in candidates:  # baby_Kim beside baby_HR: the methods that have a name are countless
         start = re.sub("[ _-]+[^ _-]+$", "", c.stem)
@@ -229,7 +339,8 @@ def without_copies(below):
     for c, others in with_others(candidates, lambda c: c.stem):
         is_made = c.said or c.by_folder
         plain = [other for other in others if not other.said and not other.by_folder]
-        if is_made and any((other.is_hr and not c.maybe_result) or c.shows_the_same(other) for other in plain):
+        known = lr_beside and is_made in (LR, SCALED)
+        if is_made and any(known or (other.is_hr and not c.maybe_result) or c.shows_the_same(other) for other in plain):
             left_out[c.path] = is_made
             if c.by_folder:
                 proved.add(c.folder)

@@ -348,7 +348,9 @@ def load_data(args):
     list_file = args.data_folder / "train_images.json"
     shares = args.gray_share, args.stretch_share
     dataset = SRDataset(list_file, args.crop_size, args.seed, *shares, args.degradation, args.scale)
-    validation = TestPairs(test_images(args.validate_on, args.data_folder), args.scale, degradation=args.degradation)
+    white = dataset.paths.white if Path(args.validate_on).is_dir() else None  # a list has its own
+    validation = test_images(args.validate_on, args.data_folder, white)
+    validation = TestPairs(validation, args.scale, degradation=args.degradation)
     for _ in validation:  # a bad file is better found now than after thousands of steps
         pass
     return dataset, validation

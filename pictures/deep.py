@@ -98,10 +98,15 @@ def white_level(pixels, image, data, asked=None):
         level = 65535  # the lower bits are filling indeed
     if highest <= level < 65535:
         return level, ""
-    if not 0 < highest < 8192:
+    guess = likely_white(highest)
+    if guess is None:
         return 65535, ""
-    guess = max(255, 2 ** highest.bit_length() - 1)
     return 65535, f"its values end at {highest} of 65535, so it is nearly black; if {guess} is white, give --white {guess}"
+
+
+def likely_white(highest):
+    """What white may be, if a file of 16 bits declares nothing and no value is above `highest`; None if it uses its range."""
+    return max(255, 2 ** highest.bit_length() - 1) if 0 < highest < 8192 else None
 
 
 def stretched(pixels, white):

@@ -18,41 +18,67 @@ from utils import ImageError, atomic_write
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
-def read_image(path) -> np.ndarray:
+def read_image(path, white=None) -> np.ndarray:
     """An image file as RGB, (H, W, 3) uint8, upright. Raises ImageError if it is no image that can be read whole.
 
-    Transparent pixels are laid on white; 16-bit values, in the range that the file declares, lose their lower half.
+    Transparent pixels are laid on white; 16-bit values, in the range that the file declares, or up to `white` if that is
+    given, lose their lower half.
     """
+    return _of_file(path, lambda file: _rgb(file, white))
+
+
+def highest_of_16_bits(path):
+    """The highest value in a file of 16 bits a channel, and whether it declares its range; None for any other file.
+
+    Raises ImageError if it is no image that can be read whole.
+    """
+    return _of_file(path, _highest_value)
+
+
+def _of_file(path, read):
+    """What `read` makes of the open file, which is mended first if it is a JPEG without its end. Raises ImageError."""
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise ValueError("it is no file")  # a named pipe would be waited for
         with open(path, "rb") as file:  # by its path, Pillow would map it, with errors
             try:
-                return _rgb(file)
+                return read(file)
             except OSError:
                 mended = with_end(whole(file))
                 if mended is None:
                     raise
-            return _rgb(io.BytesIO(mended))
+            return read(io.BytesIO(mended))
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except Exception as error:  # Pillow raises whatever its decoders do
         raise ImageError(f"{path}: cannot be read as an image ({reason(error)})") from None
 
 
-def _rgb(file):
+def _rgb(file, white):
     """The image of an open file, as `read_image` returns it."""
     with open_image(file) as image:
         if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
-            image = Image.fromarray((deep_gray(image, whole(file))[0] // 257).astype(np.uint8))
+            image = Image.fromarray((deep_gray(image, whole(file), white)[0] // 257).astype(np.uint8))
         else:
-            image = colours_of_fewer_bits(image, file) or upright(image)
+            image = colours_of_fewer_bits(image, file, white) or upright(image)
         if image.mode == "F":
             raise ValueError("floating-point pixels, whose range nobody knows")
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _highest_value(file):
+    """Of an open file, what `highest_of_16_bits` returns."""
+    with open_image(file) as image:
+        gray = image.mode.startswith("I")
+        if not gray and not has_deep_colours(image):
+            return None
+        data = whole(file)
+        declares = declared_white(image, data) != 65535 or np.max(getattr(image, "tag_v2", {}).get(258, 16)) == 12
+        pixels = np.asarray(image) if gray else deep_pixels(image, data)[0]
+        return None if pixels is None else (int((pixels if gray else colours_of(pixels)).max()), declares)
 
 
 def orientation_of(image):
@@ -98,25 +124,36 @@ def deep_gray(image, data, white=None):
     return stretched(pixels, level), 65535 if packed and not white else level, remark
 
 
-def colours_of_fewer_bits(image, file):
-    """An image of 16 bits and colours (or alpha), upright, at 8 bits of the range that it declares; None if it declares none.
-
-    (Pillow takes the upper 8 bits, which are empty then.)
-    """
+def has_deep_colours(image):
+    """Whether an opened Pillow image has 16 bits and colours (or alpha), of which Pillow takes the upper 8 bits."""
     if image.format == "TIFF":
-        if np.max(image.tag_v2.get(258, 8)) != 16 or 281 not in image.tag_v2:
-            return None
-    elif image.format != "PNG" or image.tile[0][3] not in ("RGB;16B", "RGBA;16B", "LA;16B"):
+        return np.max(image.tag_v2.get(258, 8)) == 16
+    return image.format == "PNG" and image.tile[0][3] in ("RGB;16B", "RGBA;16B", "LA;16B")
+
+
+def colours_of(pixels):
+    """The pixels of `deep_pixels`, (H, W, 2 to 4), without alpha."""
+    return pixels[..., : pixels.shape[2] - (pixels.shape[2] in (2, 4))]
+
+
+def colours_of_fewer_bits(image, file, white=None):
+    """An image of 16 bits and colours (or alpha), upright, at 8 bits of the range up to `white`, or that it declares.
+
+    None if neither is given, or it is another image. Raises ValueError where `white` is, and only Pillow reads the file.
+    """
+    if not has_deep_colours(image) or (image.format == "TIFF" and 281 not in image.tag_v2 and not white):
         return None
     data = whole(file)
-    if declared_white(image, data) == 65535:
+    if declared_white(image, data) == 65535 and not white:
         return None
     pixels, orientation = deep_pixels(image, data)[0], orientation_of(image)
     if pixels is None:
+        if white:
+            raise ValueError("TIFFs of this kind are read at 8 bits, to which --white cannot apply; save it in another way")
         return None
+    colours = colours_of(pixels)
     gray, has_alpha = pixels.shape[2] <= 2, pixels.shape[2] in (2, 4)
-    colours = pixels[..., : pixels.shape[2] - has_alpha]
-    level, _ = white_level(colours, image, data)
+    level, _ = white_level(colours, image, data, white)
     pixels = np.dstack([stretched(colours, level).repeat(3 if gray else 1, axis=2), pixels[..., -1:][..., :has_alpha]])
     return Image.fromarray(np.ascontiguousarray(turned(pixels // 257, orientation)).astype(np.uint8))
 

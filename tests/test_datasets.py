@@ -137,7 +137,7 @@ def test_an_epoch_visits_each_image_four_times_without_a_pack(tmp_path):
 def test_an_image_is_decoded_once_for_its_crops(tmp_path, monkeypatch):
     dataset = grey_levels(tmp_path, 2 * WINDOW, pack=False)
     opened = []
-    monkeypatch.setattr(datasets, "read_image", lambda path: opened.append(path) or read_image(path))
+    monkeypatch.setattr(datasets, "read_image", lambda path, white: opened.append(path) or read_image(path, white))
     stream(dataset, 16, steps=2 * WINDOW * CROPS_PER_IMAGE // 16)
     assert sorted(opened) == dataset.paths
 

@@ -20,7 +20,7 @@ FLOORS = [
         "pictures.metadata",
         "pictures.opening",
     },
-    {"inference", "weights", "image_lists"},
+    {"inference", "weights", "image_lists", "pairs"},
     {"metrics", "datasets", "logs", "upscaling"},
     {"runs"},
     {"create_data_lists", "train_srresnet", "train_srgan", "eval", "test", "export"},

@@ -5,6 +5,7 @@ import ntpath
 import os
 import re
 import shutil
+import sys
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -13,10 +14,14 @@ from conftest import call, make_lists, refusal
 from PIL import Image
 
 import datasets
+import train_srresnet
 from create_data_lists import name_in_list
-from datasets import SRDataset
+from datasets import SRDataset, TestPairs
 from image_lists import named_sets, read_list
+from image_lists import test_images as images_of_set
+from pictures import deep
 from pictures.pixels import crop_to_multiple, downscale, enlarge, read_image
+from runs import load_data
 
 
 def names_in(folder, which):
@@ -424,3 +429,114 @@ def test_arguments_that_make_no_sense_are_refused(tmp_path, image_folder, capsys
     (tmp_path / "file").write_text("")
     line = refusal(capsys, "create_data_lists", "--train-folders", image_folder, "--output-folder", tmp_path / "file")
     assert "--output-folder" in line
+
+
+# Files of 16 bits that use a part of them
+
+
+def write_of_12_bits(folder, photographs):
+    """The photographs at 12 bits, in files of 16 that declare nothing: gray and colours, PNG and TIFF; returns the names."""
+    tifffile = pytest.importorskip("tifffile")
+    folder.mkdir()
+    for i, photograph in enumerate(photographs):
+        pixels = photograph.astype(np.uint16) * 16
+        if i % 4 < 2:
+            pixels = pixels[..., :1]
+        if i % 2:
+            tifffile.imwrite(folder / f"{i:02d}.tif", pixels.squeeze(), photometric="rgb" if i % 4 == 3 else "minisblack")
+        else:
+            with open(folder / f"{i:02d}.png", "wb") as file:
+                deep._write_png(file, pixels, {})
+
+
+def test_a_white_that_is_given_is_kept_in_the_lists_for_all_that_read_them(tmp_path, photographs, capsys):
+    folder = tmp_path / "scans"
+    write_of_12_bits(folder, photographs[:4])
+    make_lists(tmp_path / "pack", folder, "--white", 4080, "--pack", "on")
+    make_lists(tmp_path / "files", folder, "--white", 4080, "--pack", "off")
+    assert "nearly black" not in capsys.readouterr().out
+    assert all(
+        read_list(tmp_path / f"pack/{which}_images.json").white == 4080 for which in ("train", "validation", "scans_test")
+    )
+    by_number = dict(zip(sorted(path.stem for path in folder.iterdir()), photographs))
+    for name in ("pack", "files"):
+        dataset = SRDataset(tmp_path / name / "train_images.json", 32)
+        for number, path in enumerate(dataset.paths):
+            expected = by_number[path.stem] if int(path.stem) % 4 > 1 else by_number[path.stem][..., :1]
+            assert np.array_equal(dataset.read(number), np.broadcast_to(expected, (*expected.shape[:2], 3)))
+    for name, _, hr_img in TestPairs(images_of_set("scans", tmp_path / "pack"), 4):
+        assert np.array_equal(hr_img[..., 0], crop_to_multiple(by_number[name], 4)[..., 0])
+    flags = ["--data-folder", tmp_path / "pack", "--crop-size", 32, "--validate-on", folder]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train_srresnet.py", *map(str, flags)])
+        _, validation = load_data(train_srresnet.parse_arguments())
+    assert len(validation) == 4 and all(
+        np.array_equal(img[..., 0], by_number[name][: len(img), : img.shape[1], 0]) for name, _, img in validation
+    )
+    list_file = tmp_path / "files/train_images.json"
+    before = SRDataset(list_file, 32).fingerprint
+    list_file.write_text(json.dumps(names_in(tmp_path / "files", "train")["images"]))
+    assert read_list(list_file).white is None
+    assert before != SRDataset(list_file, 32).fingerprint  # so no run is resumed on the other
+
+
+def test_a_pack_of_another_white_is_refused(tmp_path, photographs):
+    write_of_12_bits(tmp_path / "scans", photographs[:4])
+    make_lists(tmp_path, tmp_path / "scans", "--white", 4095, "--pack", "on")
+    list_file = tmp_path / "train_images.json"
+    for white in (1023, None):
+        content = json.loads(list_file.read_text())
+        list_file.write_text(json.dumps(content | {"white": white} if white else content["images"]))
+        with pytest.raises(datasets.UserError, match="another list"):
+            SRDataset(list_file, 32)
+
+
+@pytest.mark.parametrize(
+    "content", [{"white": 4095}, {"white": "4095", "images": ["a.png"]}, {"images": "a.png"}, {"images": [], "x": 1}]
+)
+def test_a_list_with_something_else_in_it_is_refused(tmp_path, content):
+    (tmp_path / "train_images.json").write_text(json.dumps(content))
+    with pytest.raises(datasets.UserError, match="not a list of images; make it anew"):
+        read_list(tmp_path / "train_images.json")
+
+
+def test_eval_names_the_files_of_a_part_of_16_bits_and_takes_their_white(work, photographs, capsys):
+    write_of_12_bits(work / "scans", photographs[:5])
+    Image.fromarray(photographs[6]).save(work / "scans/of 8 bits.png")
+    Image.fromarray(photographs[6][..., 0].astype(np.uint16) * 257).save(work / "scans/of 16.png")
+
+    def measured(*flags):
+        call("eval", "--device", "cpu", *flags)
+        told = [line for line in capsys.readouterr().err.splitlines() if "warning: scans: " in line]
+        return [entry["psnr"] for entries in results_of_eval().values() for entry in entries], told
+
+    dark, told = measured("--test-sets", "scans")
+    assert len(told) == 1 and "5 in 16-bit files" in told[0] and "and 2 more" in told[0] and "--white 4095" in told[0]
+    assert all(f"0{i}." in told[0] for i in range(3)) and "of 8 bits" not in told[0] and "of 16.png" not in told[0]
+    light, told = measured("--test-sets", "scans", "--white", 4080)
+    assert len(told) == 1 and "1 have values above --white 4080, up to 65535" in told[0] and "of 16.png" in told[0]
+    (work / "scans/of 16.png").unlink()
+    light, told = measured("--test-sets", "scans", "--white", 4080)
+    assert not told and light[5:] == dark[6:] and all(a < b for a, b in zip(light[:5], dark[:5], strict=True))
+    call("create_data_lists", "--test-folders", "scans", "--white", 2000)
+    assert "5 have values above --white 2000, up to 4080" in capsys.readouterr().out
+    call("create_data_lists", "--test-folders", "scans", "--white", 4080)
+    assert measured("--test-sets", "scans_test", "--data-folder", "data")[0] == light
+    assert measured("--test-sets", "data/scans_test_images.json", "--white", 4080) == (light, [])
+    line = refusal(capsys, "eval", "--test-sets", "data/scans_test_images.json", "--white", 1023, "--device", "cpu")
+    assert "--white 1023" in line and "--white 4080" in line
+
+
+def results_of_eval():
+    return json.loads(Path("results/eval/metrics.json").read_text())["bicubic"]
+
+
+def test_where_only_8_bits_can_be_read_a_white_is_refused(tmp_path, photographs):
+    """16 bits under a compression that tifffile leaves to another package, or colours of another kind."""
+    tifffile = pytest.importorskip("tifffile")
+    pixels = photographs[0].astype(np.uint16) * 16
+    extra = np.concatenate([pixels, pixels[..., :1]], axis=2)
+    tifffile.imwrite(tmp_path / "a.tif", extra, photometric="rgb", extrasamples=["assocalpha"])
+    assert read_image(tmp_path / "a.tif").shape == pixels.shape
+    with pytest.raises(datasets.ImageError, match="a.tif.*--white"):
+        read_image(tmp_path / "a.tif", 4095)
