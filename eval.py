@@ -27,6 +27,11 @@ def parse_arguments():
         help="also rows for mixtures of two --weights, as test.py --blend makes them: 0 is the first, 1 the second",
     )
     add(
+        "--self-ensemble",
+        action="store_true",
+        help="also a row (named with a +) for the mean of each network over eight flips and turns of the picture",
+    )
+    add(
         "--test-sets",
         nargs="+",
         required=True,
@@ -67,7 +72,7 @@ from tqdm import tqdm
 from datasets import TestPairs
 from devices import Processes, pick_dtype
 from image_lists import named_sets, test_images
-from inference import for_inference, upscale
+from inference import SelfEnsemble, for_inference, upscale
 from metrics import DIAGNOSTICS, evaluate, load_lpips, mean_figures
 from pictures.comparison import slider_figure, with_close_ups, write_page
 from pictures.pixels import enlarge, write_image
@@ -75,7 +80,7 @@ from utils import UserError, atomic_write, write_text
 from weights import blend_networks, load_network
 
 
-def load_models(files, blends, device, dtype, scale):
+def load_models(files, blends, device, dtype, scale, self_ensemble=False):
     """The networks by their names in the table, bicubic (None) first, and their common scale."""
     if blends and len(files) != 2:
         raise UserError("--blend mixes two networks: give two files to --weights")
@@ -93,7 +98,21 @@ def load_models(files, blends, device, dtype, scale):
         raise UserError("different scales: " + ", ".join(f"{name} x{value}" for name, value in scales.items()))
     for share in blends:
         models[f"blend_{share:g}"] = for_inference(blend_networks(*map(load_network, files), share), device, dtype)
+    if self_ensemble:
+        models = with_self_ensembles(models)
     return models, next(iter(scales.values()), 4)
+
+
+def with_self_ensembles(models):
+    """The networks by their names, each followed by its SelfEnsemble, whose name has a plus."""
+    if set(models) == {"bicubic"}:
+        raise UserError("--self-ensemble is for networks: give --weights too")
+    pairs = []
+    for name, network in models.items():
+        if f"{name}+" in models:
+            raise UserError(f"--self-ensemble: two rows would be called {name}+ in the table")
+        pairs += [(name, network), (f"{name}+", SelfEnsemble(network))] if network else [(name, network)]
+    return dict(pairs)
 
 
 def load_sets(names, data_folder, scale, lr_folder, degradation):
@@ -149,7 +168,9 @@ def save_images(folder, pairs, models, entries, processes):
 def main(args):
     processes = Processes(args.device)
     device = processes.device
-    models, scale = load_models(args.weights, args.blend, device, pick_dtype(args.precision, device), args.scale)
+    models, scale = load_models(
+        args.weights, args.blend, device, pick_dtype(args.precision, device), args.scale, args.self_ensemble
+    )
     sets = load_sets(args.test_sets, args.data_folder, scale, args.lr_folder, args.degradation)
     metrics = {"lpips": load_lpips(args.lpips_backbone, device)} if args.lpips else {}
     results = {model: {} for model in models}
