@@ -45,9 +45,7 @@ def test_images(name, data_folder="data"):
     """
     folder = Path(name)
     if folder.is_dir():
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        if not paths:
-            raise UserError(f"{folder}: no images in this folder (known endings: {' '.join(sorted(IMAGE_SUFFIXES))})")
+        paths = images_of(folder)
         paths, reasons, doubtful = without_copies({path: Path(path.name) for path in paths})
         if (reasons or doubtful) and os.environ.get("RANK", "0") == "0":
             print(f"{folder}: {len(paths)} images{in_words(reasons, doubtful)}", file=sys.stderr)
@@ -57,6 +55,41 @@ def test_images(name, data_folder="data"):
     if found is None:
         raise UserError(f"{name}: no folder of images, and no list {lists[0]} or {lists[1].name}")
     return read_list(found)
+
+
+def images_of(folder):
+    """The paths of the images in a folder. Raises UserError where there is none, or no folder."""
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder")
+    paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise UserError(f"{folder}: no images in this folder (known endings: {' '.join(sorted(IMAGE_SUFFIXES))})")
+    return paths
+
+
+def finished_pictures(folder, set_name, hr_paths) -> list[Path]:
+    """For each HR image the file in a folder of finished pictures, or in its sub-folder `set_name` if there is one.
+
+    It has the name of the HR image, but for what follows it in either: baby.png, baby_x4.png, baby_SwinIR.png for baby_HR.png.
+    Raises UserError for an HR image that has none, or several, or one that is another's too.
+    """
+    folder = Path(folder) / set_name if (Path(folder) / set_name).is_dir() else Path(folder)
+    files, of = images_of(folder), {}
+    for hr_path in hr_paths:
+        name = name_and_marks(hr_path.stem)[0].casefold()
+        ways = (  # of which the first that finds anything counts
+            lambda stem, path=hr_path: stem == path.stem.casefold(),
+            lambda stem, name=name: name_and_marks(stem)[0].casefold() == name,
+            lambda stem, name=name: re.match(re.escape(name) + "[ _.-]", stem),
+        )
+        found = next(filter(None, ([file for file in files if fits(file.stem.casefold())] for fits in ways)), [])
+        if len(found) != 1:
+            told = f"several pictures ({', '.join(file.name for file in found[:3])}, ...)" if found else "no picture"
+            raise UserError(f"{folder}: {told} for {hr_path.name}: each HR image needs one of its name")
+        if found[0] in of:
+            raise UserError(f"{found[0]} would be compared with {of[found[0]].name} and {hr_path.name}")
+        of[found[0]] = hr_path
+    return list(of)
 
 
 def named_sets(words, flag) -> dict[str, str]:
