@@ -21,7 +21,7 @@ FLOORS = [
         "pictures.opening",
     },
     {"inference", "weights", "image_lists"},
-    {"metrics", "datasets", "logs"},
+    {"metrics", "more_metrics", "datasets", "logs"},
     {"runs"},
     {"create_data_lists", "train_srresnet", "train_srgan", "eval", "test", "export"},
 ]
