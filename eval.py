@@ -86,8 +86,9 @@ def parse_arguments():
     args = parser.parse_args()
     if not args.test_sets and not args.results:
         parser.error("give --test-sets, or --results for finished pictures without HR images")
-    if not args.test_sets and (args.weights or args.save_images):
-        parser.error(f"{'--weights' if args.weights else '--save-images'} needs --test-sets")
+    for flag in ("weights", "blend", "self_ensemble", "lr_folder", "save_images"):
+        if getattr(args, flag) and not args.test_sets:
+            parser.error(f"--{flag.replace('_', '-')} needs --test-sets")
     if not args.test_sets and not (args.metrics or args.lpips):
         parser.error("--results without --test-sets needs --metrics that need no HR images (niqe, ...)")
     return args

@@ -118,7 +118,9 @@ def test_one_picture_is_not_compared_with_two(tmp_path):
 def test_what_is_asked_must_be_there(hr, capsys):
     assert "give --test-sets, or --results" in refusal(capsys, "eval")
     assert "--weights needs --test-sets" in refusal(capsys, "eval", "--results", "theirs", "--weights", "a.pth")
-    assert "--save-images needs --test-sets" in refusal(capsys, "eval", "--results", "theirs", "--save-images")
+    for flag in (["--save-images"], ["--self-ensemble"], ["--blend", "0.5"], ["--lr-folder", "hr"]):
+        error = refusal(capsys, "eval", "--results", "theirs", "--metrics", "niqe", *flag)
+        assert f"{flag[0]} needs --test-sets" in error
     assert "needs --metrics" in refusal(capsys, "eval", "--results", "theirs")
     assert "called bicubic" in refusal(capsys, "eval", "--test-sets", "hr", "--results", "bicubic=theirs")
     for flag in (["--lpips"], ["--metrics", "psnr"], ["--metrics", "SSIM"]):
