@@ -2,11 +2,14 @@
 
     python eval.py --weights checkpoints/srresnet_x4.pth checkpoints/srgan_x4.pth --test-sets Set5 Set14 BSD100
     python eval.py --weights checkpoints/srgan_x4.pth --test-sets path/to/hr_images --lpips --save-images
+    python eval.py --results path/to/pictures --metrics niqe
 
     python eval.py --scale 4 --test-sets Set5/HR --lr-folder Set5/LR_bicubic
 
 A test set is a folder of HR images, or the name of a list made by create_data_lists.py. Prints the table as Markdown and
 writes metrics.md, metrics.json (with an entry per image) and, with --save-images, the pictures under --output.
+--metrics adds columns by the package pyiqa; --results adds rows for finished pictures, of whatever method. Without
+--test-sets these alone are measured, by metrics that need no HR images.
 Protocol: HR cropped to a multiple of the scale, LR by Pillow's bicubic (or as --degradation says), SR rounded to 8 bits;
 PSNR and SSIM on Y of BT.601 in studio range without a border of `scale` pixels; LPIPS (AlexNet, v0.1) on the whole RGB image.
 """
@@ -29,11 +32,24 @@ def parse_arguments():
         help="also rows for mixtures of two --weights, as test.py --blend makes them: 0 is the first, 1 the second",
     )
     add(
+        "--self-ensemble",
+        action="store_true",
+        help="also a row (named with a +) for the mean of each network over eight flips and turns of the picture",
+    )
+    add(
         "--test-sets",
         nargs="+",
-        required=True,
+        default=[],
         metavar="SET",
         help="folders of HR images, or names of lists in --data-folder; NAME=SET says what one is called in the table",
+    )
+    add(
+        "--results",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="also rows for finished pictures, which have the names of the HR images, or those names with more behind "
+        "(baby_x4.png); for several test sets in a sub-folder for each; NAME=DIR says what the row is called",
     )
     add("--data-folder", type=Path, default=Path("data"), metavar="DIR", help="where the lists are")
     add(
@@ -59,7 +75,21 @@ def parse_arguments():
         help="what is white in 16-bit files that use less of their range, in folders (a list made with --white has its own)",
     )
     add("--scale", type=int, choices=(2, 3, 4, 8), help="factor, where no weights tell it (default: 4)")
-    add("--lpips", action="store_true", help="measure LPIPS too (needs the package lpips)")
+    add("--lpips", action="store_true", help="measure LPIPS too (needs the package lpips): --metrics lpips")
+    add(
+        "--metrics",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="further columns: lpips, and by their names the metrics of the package pyiqa (dists, niqe, ...)",
+    )
+    add(
+        "--metric-weights",
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help="files of weights for metrics of pyiqa, which otherwise downloads them; it unpickles them, so trust their source",
+    )
     add(
         "--lpips-backbone",
         default="imagenet",
@@ -69,7 +99,15 @@ def parse_arguments():
     add("--save-images", action="store_true", help="write each SR image, and a labelled side-by-side panel per image")
     add("--output", type=Path, default=Path("results/eval"), metavar="DIR", help="folder for the table and the images")
     add_device_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.test_sets and not args.results:
+        parser.error("give --test-sets, or --results for finished pictures without HR images")
+    for flag in ("weights", "blend", "self_ensemble", "lr_folder", "save_images"):
+        if getattr(args, flag) and not args.test_sets:
+            parser.error(f"--{flag.replace('_', '-')} needs --test-sets")
+    if not args.test_sets and not (args.metrics or args.lpips):
+        parser.error("--results without --test-sets needs --metrics that need no HR images (niqe, ...)")
+    return args
 
 
 if __name__ == "__main__":
@@ -77,22 +115,24 @@ if __name__ == "__main__":
 
 import json
 import math
+import re
 import sys
 
 from tqdm import tqdm
 
 from datasets import TestPairs
 from devices import Processes, pick_dtype
-from image_lists import named_sets, on_16_bits, test_images
-from inference import for_inference, upscale
-from metrics import DIAGNOSTICS, evaluate, load_lpips, mean_figures
+from image_lists import finished_pictures, images_of, named_sets, on_16_bits, test_images
+from inference import SelfEnsemble, for_inference
+from metrics import DIAGNOSTICS, evaluate, evaluate_alone, load_lpips, mean_figures, sr_picture
+from more_metrics import LOWER_IS_BETTER, check_names, load_metric
 from pictures.comparison import slider_figure, with_close_ups, write_page
-from pictures.pixels import enlarge, write_image
+from pictures.pixels import write_image
 from utils import UserError, atomic_write, write_text
 from weights import blend_networks, load_network
 
 
-def load_models(files, blends, device, dtype, scale):
+def load_models(files, blends, device, dtype, scale, self_ensemble=False):
     """The networks by their names in the table, bicubic (None) first, and their common scale."""
     if blends and len(files) != 2:
         raise UserError("--blend mixes two networks: give two files to --weights")
@@ -110,7 +150,21 @@ def load_models(files, blends, device, dtype, scale):
         raise UserError("different scales: " + ", ".join(f"{name} x{value}" for name, value in scales.items()))
     for share in blends:
         models[f"blend_{share:g}"] = for_inference(blend_networks(*map(load_network, files), share), device, dtype)
+    if self_ensemble:
+        models = with_self_ensembles(models)
     return models, next(iter(scales.values()), 4)
+
+
+def with_self_ensembles(models):
+    """The networks by their names, each followed by its SelfEnsemble, whose name has a plus."""
+    if set(models) == {"bicubic"}:
+        raise UserError("--self-ensemble is for networks: give --weights too")
+    pairs = []
+    for name, network in models.items():
+        if f"{name}+" in models:
+            raise UserError(f"--self-ensemble: two rows would be called {name}+ in the table")
+        pairs += [(name, network), (f"{name}+", SelfEnsemble(network))] if network else [(name, network)]
+    return dict(pairs)
 
 
 def load_sets(names, data_folder, scale, lr_folders, degradation, white):
@@ -144,16 +198,55 @@ def in_table(entries):
 def table_cell(entries):
     """The means of a test set as they stand in the table: 28.43 / .8111 / .3396."""
     means = in_table(entries)
-    return " / ".join(f"{means[key]:.2f}" if key == "psnr" else f"{means[key]:.4f}".replace("0.", ".", 1) for key in means)
+    return " / ".join(
+        f"{means[key]:.2f}" if key == "psnr" else re.sub(r"^(-?)0\.", r"\1.", f"{means[key]:.4f}") for key in means
+    )
 
 
-def markdown_table(results, sets, title):
-    """One row per model, one column per test set."""
-    figures = " / ".join(key.upper() for key in in_table(results["bicubic"][sets[0]]))
+def markdown_table(results, sets, title, lower_is_better):
+    """One row per model, one column per test set. If there are metrics of others, arrows say where each is better."""
+    keys = list(in_table(next(iter(results.values()))[sets[0]]))
+    arrows = (
+        {key: " ↓" if lower else " ↑" for key, lower in lower_is_better.items()} if set(keys) - set(LOWER_IS_BETTER) else {}
+    )
+    figures = " / ".join(key.upper() + arrows.get(key, "") for key in keys)
     lines = [f"| {title}, {figures} | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
     for model, by_set in results.items():
         lines.append(f"| {model} | {' | '.join(table_cell(by_set[name]) for name in sets)} |")
     return "\n".join(lines)
+
+
+def load_metrics(args, device):
+    """The further metrics: functions by their names, and for all whether lower is better."""
+    wanted = [*(["lpips"] if args.lpips else []), *args.metrics]
+    names = check_names(wanted, bool(args.test_sets))
+    files = {}
+    for word in args.metric_weights:
+        name, equals, file = word.partition("=")
+        if not equals or name not in names:
+            raise UserError(f"--metric-weights {word}: give NAME=FILE, with a name of pyiqa's that stands in --metrics")
+        files[name] = file
+    metrics, lower_is_better = {}, dict(LOWER_IS_BETTER)
+    if "lpips" in map(str.lower, wanted):
+        metrics["lpips"] = load_lpips(args.lpips_backbone, device)
+    for name in tqdm(names, desc="loading metrics", leave=False, disable=None):
+        metrics[name], lower_is_better[name] = load_metric(name, files.get(name), device)
+    return metrics, lower_is_better
+
+
+def with_results(models, folders, sets):
+    """The models by their names, and after them the finished pictures: a dict of lists of files, by test set."""
+    models = dict(models)
+    for name, folder in named_sets(folders, "--results").items():
+        if name in models:
+            raise UserError(f"--results: two rows would be called {name}; say by NAME=DIR what it is called")
+        models[name] = {set_name: finished_pictures(folder, set_name, pairs.paths) for set_name, pairs in sets.items()}
+    return models
+
+
+def on_set(models, set_name):
+    """The models as `evaluate` takes them on a test set."""
+    return {name: model[set_name] if isinstance(model, dict) else model for name, model in models.items()}
 
 
 def save_images(folder, pairs, models, entries, processes):
@@ -164,7 +257,7 @@ def save_images(folder, pairs, models, entries, processes):
         name, lr_img, hr_img = pairs[i]
         labels, images = [], []
         for model, network in models.items():
-            sr_img = enlarge(lr_img, pairs.scale) if network is None else upscale(network, lr_img)
+            sr_img = sr_picture(network, i, lr_img, hr_img.shape)
             write_image(folder / f"{name}_{model}.png", sr_img)
             labels.append(f"{model} {entries[model][i]['psnr']:.2f} dB")
             images.append(sr_img)
@@ -177,31 +270,44 @@ def save_images(folder, pairs, models, entries, processes):
         write_page(folder / "compare.html", folder.name, [figures[i] for i in range(len(pairs))])
 
 
-def main(args):
-    processes = Processes(args.device)
+def measured(args, processes, metrics):
+    """The entries of each row and column of the table, {row: {column: [entry of each image, ...]}}; and models, sets, title."""
     device = processes.device
-    models, scale = load_models(args.weights, args.blend, device, pick_dtype(args.precision, device), args.scale)
+    if not args.test_sets:
+        results = {}
+        for name, folder in named_sets(args.results, "--results").items():
+            paths = images_of(folder)
+            with tqdm(total=len(paths), desc=name, unit="image", leave=False, disable=None) as bar:
+                results[name] = {"pictures": evaluate_alone(paths, metrics, processes, lambda _, bar=bar: bar.update())}
+        return results, {}, {"pictures": None}, "without reference"
+    dtype = pick_dtype(args.precision, device)
+    models, scale = load_models(args.weights, args.blend, device, dtype, args.scale, args.self_ensemble)
     sets = load_sets(args.test_sets, args.data_folder, scale, args.lr_folder, args.degradation, args.white)
     if processes.rank == 0:
         warn_of_ranges(sets)
-    metrics = {"lpips": load_lpips(args.lpips_backbone, device)} if args.lpips else {}
+    models = with_results(models, args.results, sets)
     results = {model: {} for model in models}
     for set_name, pairs in sets.items():
-        for model, network in models.items():
-            bar = tqdm(total=len(pairs), desc=f"{set_name}, {model}", unit="image", leave=False, disable=None)
-            entries = evaluate(network, pairs, metrics, processes, on_image=lambda _, bar=bar: bar.update())
+        for model, network in on_set(models, set_name).items():
+            with tqdm(total=len(pairs), desc=f"{set_name}, {model}", unit="image", leave=False, disable=None) as bar:
+                entries = evaluate(network, pairs, metrics, processes, on_image=lambda _, bar=bar: bar.update())
             results[model][set_name] = entries
-            bar.close()
+    return results, models, sets, f"x{scale}" if args.degradation == "bicubic" else f"x{scale} {args.degradation}"
+
+
+def main(args):
+    processes = Processes(args.device)
+    metrics, lower_is_better = load_metrics(args, processes.device)
+    results, models, sets, title = measured(args, processes, metrics)
     if processes.rank == 0:
-        title = f"x{scale}" if args.degradation == "bicubic" else f"x{scale} {args.degradation}"
-        table = markdown_table(results, list(sets), title)
+        table = markdown_table(results, list(sets), title, lower_is_better)
         print(table, flush=True)
         write_text(args.output / "metrics.md", table + "\n")
         write_text(args.output / "metrics.json", json.dumps(finite(results), indent=2, ensure_ascii=False) + "\n")
     if args.save_images:
         for set_name, pairs in sets.items():
             entries = {model: results[model][set_name] for model in models}
-            save_images(args.output / set_name, pairs, models, entries, processes)
+            save_images(args.output / set_name, pairs, on_set(models, set_name), entries, processes)
     if processes.rank == 0:
         print(f"written to {args.output}:", "metrics.md", "metrics.json", *(sets if args.save_images else ()))
 

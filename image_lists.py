@@ -107,9 +107,7 @@ def test_images(name, data_folder="data", white=None, lr_folder=None) -> ImageLi
     """
     folder = Path(name)
     if folder.is_dir():
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        if not paths:
-            raise UserError(f"{folder}: no images in this folder (known endings: {' '.join(sorted(IMAGE_SUFFIXES))})")
+        paths = images_of(folder)
         beside = bool(lr_folder) and Path(lr_folder).resolve() == folder.resolve()
         paths, reasons, doubtful = without_copies({path: Path(path.name) for path in paths}, white, beside)
         if (reasons or doubtful) and os.environ.get("RANK", "0") == "0":
@@ -147,6 +145,41 @@ def on_16_bits(paths, white=None):
         f"{len(found)} in 16-bit files that use a part of their range, and declare none, are read as almost black: {names}; if "
         f"{level} is their white, give --white {level}, or declare it (MaxSampleValue in TIFF, sBIT in PNG)"
     )
+
+
+def images_of(folder):
+    """The paths of the images in a folder. Raises UserError where there is none, or no folder."""
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder")
+    paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise UserError(f"{folder}: no images in this folder (known endings: {' '.join(sorted(IMAGE_SUFFIXES))})")
+    return paths
+
+
+def finished_pictures(folder, set_name, hr_paths) -> list[Path]:
+    """For each HR image the file in a folder of finished pictures, or in its sub-folder `set_name` if there is one.
+
+    It has the name of the HR image, but for what follows it in either: baby.png, baby_x4.png, baby_SwinIR.png for baby_HR.png.
+    Raises UserError for an HR image that has none, or several, or one that is another's too.
+    """
+    folder = Path(folder) / set_name if (Path(folder) / set_name).is_dir() else Path(folder)
+    files, of = images_of(folder), {}
+    for hr_path in hr_paths:
+        name = name_and_marks(hr_path.stem)[0].casefold()
+        ways = (  # of which the first that finds anything counts
+            lambda stem, path=hr_path: stem == path.stem.casefold(),
+            lambda stem, name=name: name_and_marks(stem)[0].casefold() == name,
+            lambda stem, name=name: re.match(re.escape(name) + "[ _.-]", stem),
+        )
+        found = next(filter(None, ([file for file in files if fits(file.stem.casefold())] for fits in ways)), [])
+        if len(found) != 1:
+            told = f"several pictures ({', '.join(file.name for file in found[:3])}, ...)" if found else "no picture"
+            raise UserError(f"{folder}: {told} for {hr_path.name}: each HR image needs one of its name")
+        if found[0] in of:
+            raise UserError(f"{found[0]} would be compared with {of[found[0]].name} and {hr_path.name}")
+        of[found[0]] = hr_path
+    return list(of)
 
 
 def named_sets(words, flag) -> dict[str, str]:

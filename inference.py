@@ -86,15 +86,67 @@ def for_inference(network: nn.Module, device="cpu", dtype=torch.float32, plain=F
     return network.to(device, dtype).to(memory_format=torch.channels_last)
 
 
-def for_pictures(network, device, precision="auto") -> nn.Module:
-    """`for_inference` in the precision that `--precision` names, with what pictures of 16 bits need.
+class SelfEnsemble(nn.Module):
+    """The mean of what a network from `for_inference` makes of the eight flips and quarter turns of a picture, turned back.
+
+    "SRResNet+", as the literature marks it: Timofte et al., "Seven ways to improve example-based single image super
+    resolution", CVPR 2016, section 3.6; Lim et al. (EDSR), CVPRW 2017, section 3.4. Eight times the work. Features and
+    margins are those of `models.py`, with eight maps of features, all upright; the mean is taken in float32.
+    """
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.config = network, network.config
+        self.features_margin, self.reconstruct_margin = network.features_margin, network.reconstruct_margin
+
+    def features(self, lr_imgs, halo=(0, 0, 0, 0)):
+        """LR (1, 3, h, w) -> feature maps (8, channels, h, w), without the halo."""
+        maps = None
+        for number, (mirrored, quarters) in enumerate(TURNS):
+            top, left, bottom, right = halo
+            sides = (top, right, bottom, left) if mirrored else (top, left, bottom, right)
+            sides = (*sides[4 - quarters :], *sides[: 4 - quarters])  # a quarter turn to the left brings the right side up
+            turned = turned_back(self.network.features(turn(lr_imgs, mirrored, quarters), sides), mirrored, quarters)
+            if maps is None:  # one copy: these are the largest maps there are
+                size, like = (len(TURNS), *turned.shape[1:]), {"dtype": turned.dtype, "device": turned.device}
+                maps = torch.empty(size, **like, memory_format=torch.channels_last)
+            maps[number] = turned[0]
+        return maps
+
+    def reconstruct(self, features):
+        """Feature maps (8, channels, h, w) -> SR (1, 3, scale*h, scale*w), float32 or float64."""
+        total = 0
+        for maps, (mirrored, quarters) in zip(features, TURNS, strict=True):
+            sr = turned_back(self.network.reconstruct(turn(maps[None], mirrored, quarters)), mirrored, quarters)
+            total = total + sr.to(torch.promote_types(sr.dtype, torch.float32))
+        return total / len(TURNS)
+
+
+TURNS = [(mirrored, quarters) for mirrored in (False, True) for quarters in range(4)]
+
+
+def turn(maps, mirrored, quarters):
+    """Maps (N, C, H, W), mirrored left to right or not, then turned to the left by quarters."""
+    maps = torch.rot90(maps.flip(3) if mirrored else maps, quarters, (2, 3))
+    return maps.contiguous(memory_format=torch.channels_last)
+
+
+def turned_back(maps, mirrored, quarters):
+    """What `turn` was given."""
+    maps = torch.rot90(maps, -quarters, (2, 3))
+    return maps.flip(3) if mirrored else maps
+
+
+def for_pictures(network, device, precision="auto", self_ensemble=False) -> nn.Module:
+    """`for_inference` in the precision that `--precision` names, with what pictures of 16 bits need; or a SelfEnsemble of it.
 
     In bf16, which has 8, a ramp of 16 bits would come back in a hundred steps. So unless bf16 was asked for by name, they go
     through a copy in float32, `network.of_16_bits()`, which is made when the first of them comes.
     """
-    quick = for_inference(network, device, pick_dtype(precision, torch.device(device)))
+    around = SelfEnsemble if self_ensemble else lambda network: network
+    quick = around(for_inference(network, device, pick_dtype(precision, torch.device(device))))
     exact = precision == "auto" and next(quick.parameters()).dtype != torch.float32
-    quick.of_16_bits = functools.cache(lambda: for_inference(network, device)) if exact else lambda: quick
+    quick.of_16_bits = functools.cache(lambda: around(for_inference(network, device))) if exact else lambda: quick
     return quick
 
 
@@ -186,6 +238,7 @@ def tile_that_fits(network):
         except (AttributeError, ValueError, OSError):  # Windows and macOS do not tell
             memory = 1e9
     maps = 6  # feature maps alive at a time: the long skip, the short one, a convolution's input and output, its scratch
+    maps += len(TURNS) if isinstance(network, SelfEnsemble) else 0
     side = math.sqrt(memory / (maps * network.config.get("channels", 64) * weight.element_size()))
     side = max(64, int(side) - 2 * (network.features_margin + network.reconstruct_margin))
     return side if weight.device.type == "cuda" else min(side, TILE)

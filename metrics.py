@@ -1,6 +1,7 @@
 """PSNR, SSIM, LPIPS, and figures for looking at what a network does wrong; `evaluate`, the protocol of the README, once.
 
-Pictures are (H, W, 3) uint8. Not here: command lines, and where test images come from (image_lists.py).
+Pictures are (H, W, 3) uint8. Not here: command lines, where test images come from (image_lists.py), and metrics of others
+(more_metrics.py).
 """
 
 import math
@@ -12,8 +13,8 @@ from PIL import Image
 from scipy.ndimage import uniform_filter  # of scikit-image
 
 from inference import upscale
-from pictures.pixels import enlarge, to_tensor
-from utils import UserError
+from pictures.pixels import crop_to_multiple, enlarge, read_image, to_tensor
+from utils import ImageError, UserError
 from weights import load_checkpoint
 
 FIGURES = ("psnr", "ssim")  # of `evaluate`, for the table and the logs of training; LPIPS where it is asked for
@@ -97,22 +98,57 @@ def evaluate(network, pairs, more_metrics=None, processes=None, on_image=None) -
     """PSNR, SSIM, `more_metrics` (functions of the SR and the HR image, by name) and DIAGNOSTICS of each image.
 
     By the README's protocol. `pairs` is a datasets.TestPairs; `network` comes from `for_inference`, or is None for bicubic
-    enlargement. Of several `processes` each measures its share and all get the whole list. `on_image(entry)` hears of each.
+    enlargement, or a list of the files of finished pictures, one for each pair. Of several `processes` each measures its
+    share and all get the whole list. `on_image(entry)` hears of each. Raises ImageError for a file that cannot be measured.
     """
-    rank, count = (processes.rank, processes.count) if processes else (0, 1)
-    entries = {}
-    for i in range(rank, len(pairs), count):
+
+    def measure(i):
         name, lr_img, hr_img = pairs[i]
-        sr_img = enlarge(lr_img, pairs.scale) if network is None else upscale(network, lr_img)
-        entries[i] = {"image": name, "psnr": psnr(sr_img, hr_img, pairs.scale), "ssim": ssim(sr_img, hr_img, pairs.scale)}
-        for key, measure in (more_metrics or {}).items():
-            entries[i][key] = measure(sr_img, hr_img)
-        entries[i] |= {"colour_shift": colour_shift(sr_img, lr_img)} | artifacts(sr_img, lr_img, hr_img)
+        sr_img = sr_picture(network, i, lr_img, hr_img.shape)
+        entry = {"image": name, "psnr": psnr(sr_img, hr_img, pairs.scale), "ssim": ssim(sr_img, hr_img, pairs.scale)}
+        for key, more in (more_metrics or {}).items():
+            entry[key] = more(sr_img, hr_img)
+        return entry | {"colour_shift": colour_shift(sr_img, lr_img)} | artifacts(sr_img, lr_img, hr_img)
+
+    return shared(measure, len(pairs), processes, on_image)
+
+
+def evaluate_alone(paths, metrics, processes=None, on_image=None) -> list[dict]:
+    """`metrics` (functions of a picture and None, by name) of each picture that there is no HR image for; as `evaluate`."""
+
+    def measure(i):
+        img = read_image(paths[i])
+        return {"image": paths[i].name} | {key: metric(img, None) for key, metric in metrics.items()}
+
+    return shared(measure, len(paths), processes, on_image)
+
+
+def shared(measure, count, processes=None, on_image=None) -> list[dict]:
+    """`measure(i)` for i = 0, ..., count - 1, by the `processes` together."""
+    rank, step = (processes.rank, processes.count) if processes else (0, 1)
+    entries = {}
+    for i in range(rank, count, step):
+        entries[i] = measure(i)
         if on_image:
             on_image(entries[i])
-    if count > 1:
+    if step > 1:
         entries = {i: entry for share in processes.gather(entries) for i, entry in share.items()}
     return [entries[i] for i in sorted(entries)]
+
+
+def sr_picture(network, i, lr_img, shape):
+    """The picture number `i` that is compared with an HR image of `shape`: `network` as `evaluate` takes it.
+
+    A finished one is cropped as HR images are. Raises ImageError if it is of another size.
+    """
+    scale = shape[0] // lr_img.shape[0]
+    if not isinstance(network, list):
+        return enlarge(lr_img, scale) if network is None else upscale(network, lr_img)
+    whole = read_image(network[i])
+    img = crop_to_multiple(whole, scale, network[i])
+    if img.shape != shape:
+        raise ImageError(f"{network[i]}: {whole.shape[1]}x{whole.shape[0]} pixels, and its HR image {shape[1]}x{shape[0]}")
+    return img
 
 
 def mean_figures(entries):

@@ -23,12 +23,13 @@ PAIRS = {
 }
 
 
-def network_chooser(weights, device, precision="auto", blend=None, blend_with=None):
+def network_chooser(weights, device, precision="auto", blend=None, blend_with=None, self_ensemble=False):
     """A function that takes whether a file was stored with loss, and gives the network for it and the network's name.
 
     `weights` is "auto" (those for photographs where there was loss, the clean ones where there was none), a key of PAIRS, or a
     file. `blend` from 0 to 1 mixes the pair, from its faithful network to its sharp one; a file is mixed with `blend_with`,
-    srresnet_x4 if that is None. The networks come from `for_pictures` and are made when they are first needed.
+    srresnet_x4 if that is None. With `self_ensemble` results are means over flips and turns. The networks come from
+    `for_pictures`, and are made when they are first needed.
     Raises UserError for files that are not there or do not fit.
     """
     named = str(weights) == "auto" or str(weights) in PAIRS
@@ -46,7 +47,7 @@ def network_chooser(weights, device, precision="auto", blend=None, blend_with=No
         network = load_network(pair[1])
         if blend is not None:
             network = blend_networks(load_network(pair[0]), network, blend)
-        return for_pictures(network, device, precision), pair[1].stem
+        return for_pictures(network, device, precision, self_ensemble), pair[1].stem + "+" * self_ensemble
 
     def choose(lossy):
         return network_of(files["photo" if lossy else "clean"] if str(weights) == "auto" else next(iter(files.values())))

@@ -21,7 +21,7 @@ FLOORS = [
         "pictures.opening",
     },
     {"inference", "weights", "image_lists", "pairs"},
-    {"metrics", "datasets", "logs", "upscaling"},
+    {"metrics", "datasets", "logs", "upscaling", "more_metrics"},
     {"runs"},
     {"create_data_lists", "train_srresnet", "train_srgan", "eval", "test", "export"},
 ]
