@@ -78,7 +78,7 @@ def eager_if_it_fails(step, parts, scaler, tell=print):
         except Exception as error:
             if isinstance(error, UserError) or is_out_of_memory(error):
                 raise
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            reason = " ".join(f"{type(error).__name__}: {error}".split()).split(" Set TORCHDYNAMO")[0][:200]
         tell(f"torch.compile failed ({reason}): training eagerly, without it")
         torch.compiler.set_stance("force_eager")
         if scaler.is_enabled():

@@ -134,12 +134,11 @@ def plain_upscale(network, lr_img):
 
 
 def seconds(function, device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize = getattr(torch, device.type).synchronize
+    synchronize()
     before = time.perf_counter()
     function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize()
     return time.perf_counter() - before
 
 
