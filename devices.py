@@ -161,6 +161,8 @@ class Processes:
         self.device = pick_device(device_name)
         if self.count == 1:
             return
+        if self.device.type == "mps":
+            raise UserError(f"--device {device_name}: torchrun is for GPUs of CUDA and for CPUs; start the script without it")
         if self.device.type == "cuda":
             self.device = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")  # refused if there are more processes than GPUs
         torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")

@@ -107,6 +107,9 @@ def test_mps_is_taken_by_name_and_in_float32(monkeypatch):
         with pytest.raises(UserError, match="on MPS there is only fp32"):
             devices.pick_dtype(precision, mps)
     assert not devices.gradient_scaler(mps, torch.float32).is_enabled()
+    with monkeypatch.context() as under_torchrun, pytest.raises(UserError, match="torchrun is for GPUs of CUDA and for CPUs"):
+        under_torchrun.setenv("WORLD_SIZE", "2")
+        devices.Processes("mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     for name, words in (("mps", "no GPU of Apple's"), ("xpu", "only the CPU, CUDA and Apple's MPS"), ("gpu", "no such device")):
         with pytest.raises(UserError, match=words):
