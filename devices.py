@@ -1,17 +1,28 @@
-"""What a script computes on: device, precision, memory, torch.compile or not, and the processes of torchrun.
+"""What a script computes on: device, precision with the scaling that fp16 needs, memory, and the processes of torchrun.
 
-Not here: command lines, and what is computed.
+Not here: command lines, what is computed, and torch.compile (compiling.py).
 """
 
 import contextlib
 import ctypes
-import importlib.util
 import os
-import shutil
+import re
 
 import torch
 
 from utils import UserError
+
+# GPUs of compute capability 7.5 as the T4 is, but without its tensor cores: fp16 gains little there, and their convolutions
+# in fp16 are known for NaN (https://github.com/pytorch/pytorch/issues/77955).
+WITHOUT_TENSOR_CORES = r"GTX 16|MX[45]50|CMP 30HX|\bT(500|550|600|1000|1200|2000)\b"
+# What PyTorch, CUDA, cuBLAS, cuDNN and Metal say when memory is short. cuDNN's front end says that it finds no engine after
+# it has tried them all and their work space did not fit; a library that cannot be initialised lacks memory for its handle.
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|unable to find an engine|CU(BLAS|DNN)_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)"
+    r"|CUDNN_STATUS_INTERNAL_ERROR_(HOST|DEVICE)_ALLOCATION_FAILED|cannot allocate memory",
+    re.IGNORECASE,
+)
+UNSCALED = torch.amp.GradScaler("cpu", enabled=False)  # what float32 and bf16 need: see gradient_scaler
 
 
 def pick_device(name):
@@ -19,13 +30,19 @@ def pick_device(name):
     try:
         device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     except RuntimeError:
-        raise UserError(f"--device {name}: no such device; give auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"--device {name}: no such device; give auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"--device {name}: this PyTorch sees {torch.cuda.device_count()} CUDA devices; try --device cpu")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: only the CPU and CUDA are supported")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {name}: this PyTorch finds no GPU of Apple's; try --device cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device {name}: only the CPU, CUDA and Apple's MPS are supported")
     if device.type == "cpu":
         keep_freed_memory()
+    if device.type == "cuda":
+        if device.index is not None:
+            torch.cuda.set_device(device)  # or pinned memory would open GPU 0 too, and take some of its memory
+        torch.set_float32_matmul_precision("high")  # TF32, in which cuDNN convolves float32 anyway
     return device
 
 
@@ -43,41 +60,92 @@ def keep_freed_memory():
 
 
 def pick_dtype(precision, device):
-    """torch.bfloat16 or torch.float32, for `--precision` on `device`."""
+    """torch.bfloat16, torch.float16 or torch.float32, for `--precision` on `device`. Raises UserError for what MPS has not."""
+    if device.type == "mps" and precision not in ("auto", "fp32"):
+        raise UserError(f"--precision {precision}: on MPS there is only fp32")
     if precision == "auto":
-        if device.type == "cuda":
-            has_units = torch.cuda.get_device_capability(device) >= (8, 0)
-        else:  # emulated bf16 is several times slower than fp32
-            capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.10 has none: fp32
-            has_units = capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False)
-        precision = "bf16" if has_units else "fp32"
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+        precision = quickest_precision(device)
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+
+
+def quickest_precision(device):
+    """What `--precision auto` means: bf16 or else fp16 where there are units for it; emulated, both are slower than fp32."""
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= (8, 0):
+            return "bf16"
+        has_units = capability >= (7, 0) and not re.search(WITHOUT_TENSOR_CORES, torch.cuda.get_device_name(device))
+        return "fp16" if has_units else "fp32"
+    if device.type == "mps":
+        return "fp32"
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.10 has none: fp32
+    return "bf16" if capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False) else "fp32"
 
 
 def autocast(device, dtype):
-    return torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16)
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
-def should_compile(args, device, dtype):
-    """Whether to torch.compile the networks: it costs a minute at the start, and a C++ compiler on the CPU.
+def gradient_scaler(device, dtype):
+    """What keeps the gradients of fp16 in its range: it scales a loss, and skips a step whose gradients overflow.
 
-    Raises UserError for `--compile on` where it cannot be done.
+    For other precisions it does nothing. Micikevicius et al., "Mixed Precision Training", ICLR 2018, section 3.2.
     """
-    # On the CPU it gains a tenth of stage 1's step in bf16, nothing in fp32, and loses a tenth of stage 2's.
-    gains = device.type == "cuda" or (dtype == torch.bfloat16 and args.stage == 1)
-    if args.compile == "off" or (args.compile == "auto" and (args.dry_run or args.steps < 2000 or not gains)):
-        return False
-    compilers = [os.environ.get("CXX", "c++"), "g++", "clang++"] if device.type == "cpu" else ["cc", "gcc", "clang"]
-    if any(map(shutil.which, compilers)) and (device.type == "cpu" or importlib.util.find_spec("triton")):
-        return True
-    if args.compile == "on":
-        raise UserError("--compile on needs a C++ compiler (and Triton, on CUDA): install it, or give --compile off")
-    print("no compiler (or no Triton, on CUDA) found: training eagerly, without torch.compile")
-    return False
+    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+def gradient_norm(network, scaler):
+    """The norm of the gradients, on the device, after scaler.unscale_.
+
+    It is 0 for a step that the scaler skips, unless the scale is below 1 already: then the gradients are not finite by
+    themselves, and the run shall hear of it.
+    """
+    norm = torch.nn.utils.get_total_norm([p.grad for p in network.parameters()])
+    if not scaler.is_enabled():
+        return norm
+    skipped = ~norm.isfinite() & (scaler.scale(torch.ones_like(norm)) >= 1)
+    return norm.masked_fill(skipped, 0)
+
+
+def descend(loss, network, optimizer, scaler):
+    """A step of the optimizer down the gradient of `loss`; returns the gradient's norm. The scaler's update is the caller's."""
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    norm = gradient_norm(network, scaler)
+    scaler.step(optimizer)
+    return norm
 
 
 def is_out_of_memory(error):
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(OUT_OF_MEMORY.search(str(error)))
+
+
+def free_memory(device):
+    """The bytes that tensors on the device can still take, as far as the system tells."""
+    if device.type == "cuda":  # what PyTorch keeps of freed tensors is free for new ones
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows and macOS do not tell
+        return 3e9
+
+
+def return_memory(device):
+    """Give back what PyTorch keeps of freed tensors, for the libraries that ask the driver for their own."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).empty_cache()
+
+
+def available_cores():
+    """The CPU cores that this process may use, of which a container or a batch system may leave it a few."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # Windows and macOS
+        return os.cpu_count() or 1
 
 
 class Processes:
@@ -88,14 +156,15 @@ class Processes:
 
     def __init__(self, device_name="auto"):
         self.rank, self.count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if self.count > 1 and device_name.startswith("cuda:"):
+            raise UserError(f"--device {device_name}: torchrun gives each process a GPU of its own; give --device cuda")
         self.device = pick_device(device_name)
         if self.count == 1:
             return
+        if self.device.type == "mps":
+            raise UserError(f"--device {device_name}: torchrun is for GPUs of CUDA and for CPUs; start the script without it")
         if self.device.type == "cuda":
-            if device_name not in ("auto", "cuda"):
-                raise UserError(f"--device {device_name}: torchrun gives each process a GPU of its own; give --device cuda")
             self.device = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")  # refused if there are more processes than GPUs
-            torch.cuda.set_device(self.device)
         torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         self.control = torch.distributed.new_group(backend="gloo")  # for flags and figures, which are not on the GPU
 

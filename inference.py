@@ -6,7 +6,6 @@ Not here: files.
 import copy
 import functools
 import math
-import os
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 from tqdm import tqdm
 
-from devices import is_out_of_memory, pick_dtype
+from devices import free_memory, is_out_of_memory, pick_dtype, return_memory
 from layers import PReLU
 from models import Generator, SRResNet
 from pictures.formats import Frame, fill_transparent, has_no_colour, without_colour
@@ -32,7 +31,8 @@ class FusedConvolution(nn.Module):
     def available(dtype):
         """Whether this PyTorch has the operators, and the CPU the instructions for `dtype`."""
         ops = torch.ops.mkldnn
-        return hasattr(ops, "_convolution_pointwise") and (dtype != torch.bfloat16 or ops._is_mkldnn_bf16_supported())
+        check = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(dtype)
+        return hasattr(ops, "_convolution_pointwise") and (check is None or getattr(ops, check, bool)())
 
     def __init__(self, convolution, leaky_relu=None):
         super().__init__()
@@ -140,8 +140,8 @@ def turned_back(maps, mirrored, quarters):
 def for_pictures(network, device, precision="auto", self_ensemble=False) -> nn.Module:
     """`for_inference` in the precision that `--precision` names, with what pictures of 16 bits need; or a SelfEnsemble of it.
 
-    In bf16, which has 8, a ramp of 16 bits would come back in a hundred steps. So unless bf16 was asked for by name, they go
-    through a copy in float32, `network.of_16_bits()`, which is made when the first of them comes.
+    In bf16, which has 8, a ramp of 16 bits would come back in a hundred steps; fp16 has 11. So unless a precision was asked
+    for by name, they go through a copy in float32, `network.of_16_bits()`, which is made when the first of them comes.
     """
     around = SelfEnsemble if self_ensemble else lambda network: network
     quick = around(for_inference(network, device, pick_dtype(precision, torch.device(device))))
@@ -165,11 +165,11 @@ def upscale(network, lr_img, tile=None, progress=None) -> np.ndarray:
     The output is clamped and rounded. An image larger than `tile` LR pixels (default: what fits in memory) is made in
     tiles that overlap by the receptive field, so that the result is that of the whole image, to rounding; a tile that
     does not fit after all is halved. `progress(done, total)` hears of each finished part, in LR pixels.
-    Raises UserError if not even a tile of 16 pixels fits.
+    Raises UserError if not even a tile of 16 pixels fits, or if the network's values leave the range of fp16.
     """
     scale, (height, width) = network.config["scale"], lr_img.shape[:2]
     out = np.empty((scale * height, scale * width, 3), lr_img.dtype)
-    tile = tile or tile_that_fits(network)
+    tile = min(tile or tile_that_fits(network), largest_tile(network))
     todo = tiles(0, 0, height, width, tile)[::-1]
     done = 0
     while todo:
@@ -183,9 +183,13 @@ def upscale(network, lr_img, tile=None, progress=None) -> np.ndarray:
             if not is_out_of_memory(error):
                 raise
             if tile <= 16:
-                raise UserError("not enough memory even for a tile of 16 pixels; close other programs") from None
+                reason = f"not enough memory even for a tile of 16 pixels; close other programs ({str(error)[:200]})"
+                raise UserError(reason) from None
             tile = max(16, min(tile, max(bottom - top, right - left)) // 2)
             todo.append(part)
+            part = None
+        if part is None:  # by now the error has let go of the tensors of the tile
+            return_memory(next(network.parameters()).device)
             continue
         done += (bottom - top) * (right - left)
         if progress:
@@ -209,6 +213,8 @@ def upscale_tile(network, lr_img, part, out):
     with torch.inference_mode():
         lr = torch.from_numpy(lr_img[y0:y1, x0:x1].astype(np.float32) / levels).to(weight.device, weight.dtype)
         features = network.features(lr.permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last), halo)
+        if weight.dtype == torch.float16 and not features.isfinite().all():
+            raise UserError("these weights leave the range of fp16 on this picture; give --precision fp32")
         for block in tiles(*part, BLOCK):
             top, left, bottom, right = around(block, margin)
             maps = features[:, :, top - wanted[0] : bottom - wanted[0], left - wanted[1] : right - wanted[1]]
@@ -230,18 +236,21 @@ def tiles(top, left, bottom, right, size):
 def tile_that_fits(network):
     """The side of a tile, LR pixels, whose features take at most a third of the free memory; on the CPU at most TILE."""
     weight = next(network.parameters())
-    if weight.device.type == "cuda":
-        memory = torch.cuda.mem_get_info(weight.device)[0] / 3
-    else:
-        try:
-            memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 3
-        except (AttributeError, ValueError, OSError):  # Windows and macOS do not tell
-            memory = 1e9
     maps = 6  # feature maps alive at a time: the long skip, the short one, a convolution's input and output, its scratch
     maps += len(TURNS) if isinstance(network, SelfEnsemble) else 0
-    side = math.sqrt(memory / (maps * network.config.get("channels", 64) * weight.element_size()))
+    side = math.sqrt(free_memory(weight.device) / 3 / (maps * channels_of(network) * weight.element_size()))
     side = max(64, int(side) - 2 * (network.features_margin + network.reconstruct_margin))
-    return side if weight.device.type == "cuda" else min(side, TILE)
+    return min(side, TILE) if weight.device.type == "cpu" else side
+
+
+def largest_tile(network):
+    """The side of the largest tile, LR pixels: with its margins, its maps have under 2^31 elements, which kernels can count."""
+    channels = channels_of(network) * (len(TURNS) if isinstance(network, SelfEnsemble) else 1)
+    return math.isqrt((2**31 - 1) // channels) - 2 * (network.features_margin + network.reconstruct_margin)
+
+
+def channels_of(network):
+    return network.config.get("channels", 64)
 
 
 def upscale_frame(network, frame, tile=None, outscale=None) -> Frame:

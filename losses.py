@@ -4,6 +4,8 @@ Images are (N, 3, H, W) float32 in [-1, 1]. A loss is a mean over places and ima
 size of batch or crop.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
@@ -52,8 +54,14 @@ def squares(imgs, side):
 
 def luma(imgs):
     """Y of BT.601, in the range of the images: (N, 3, H, W) -> (N, 1, H, W)."""
-    weights = imgs.new_tensor(LUMA).view(1, 3, 1, 1)
+    weights = luma_weights(imgs.device, imgs.dtype)
     return (imgs * weights).sum(1, keepdim=True)  # by a product of tensors it would be in bf16 under autocast
+
+
+@functools.cache  # on a GPU, for which the host would wait at each copy
+def luma_weights(device, dtype):
+    with torch.inference_mode(False):  # or a training that came later could not use them
+        return torch.tensor(LUMA, device=device, dtype=dtype).view(1, 3, 1, 1)
 
 
 def chroma(imgs):

@@ -4,9 +4,9 @@
 Not here: networks, losses, and the steps themselves, which stand in the training scripts.
 """
 
+import functools
 import json
 import math
-import os
 import shutil
 import signal
 import sys
@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from compiling import eager_if_it_fails, should_compile
 from datasets import SRDataset, TestPairs, train_loader, training_pair
-from devices import Processes, pick_dtype, should_compile
+from devices import Processes, available_cores, gradient_scaler, pick_dtype
 from image_lists import test_images
 from inference import upscale
 from logs import Log
@@ -34,6 +35,7 @@ FREE_ON_RESUME |= {"init", "init_discriminator", "validate_on", "validate_every"
 WITHOUT_FLAG = {"degradation": "bicubic", "discriminator": "paper"}
 
 LOCK = ".lock"  # in the folder of a run's checkpoints, while a process trains
+STOP_EVERY = 10  # steps, after which several processes ask each other for the signal to stop: asking takes as long as a step
 
 
 class Checkpoints:
@@ -130,6 +132,8 @@ class Run:
         if args.batch_size % self.world_size:
             raise UserError(f"--batch-size {args.batch_size} cannot be shared evenly among {self.world_size} processes")
         self.dtype = pick_dtype(args.precision, self.device)
+        self.scaler, self.compiled = gradient_scaler(self.device, self.dtype), False
+        self.told = set()
         self.writer, self.best = Log(self.processes, args.steps), None
         self.bad_files, self.stop_signal, self.stopping = [], None, False
 
@@ -167,9 +171,13 @@ class Run:
             if self.device.type == "cuda":
                 network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
             network = torch.nn.parallel.DistributedDataParallel(network)
-        if should_compile(self.args, self.device, self.dtype):
-            network = torch.compile(network)
+        if should_compile(self.args, self.device, self.dtype, network, self.tell_once):
+            network, self.compiled = torch.compile(network), True
         return network
+
+    def guarded(self, step, *parts):
+        """The training step `step`, which goes on eagerly if its first call fails with torch.compile; it changes `parts`."""
+        return eager_if_it_fails(step, parts, self.scaler, self.print) if self.compiled else step
 
     def loader(self, dataset, start):
         """The batches of the steps after `start`, for this process (see datasets.train_loader)."""
@@ -177,7 +185,7 @@ class Run:
         workers = self.args.workers
         if workers is None:
             quick = dataset.pack is not None and dataset.degradation == "bicubic" and self.device.type == "cpu"
-            workers = 0 if quick else max(1, min(8, (os.cpu_count() or 1) // self.world_size))
+            workers = 0 if quick else max(1, min(8, available_cores() // self.world_size))
         pinned = self.device.type == "cuda"
         share = self.args.batch_size, start, self.args.steps, self.rank, self.world_size
         return train_loader(dataset, *share, workers, pin_memory=pinned)
@@ -199,7 +207,8 @@ class Run:
             self.checkpoints.open(start)
             (self.results / "samples").mkdir(parents=True, exist_ok=True)
             write_text(self.results / "config.json", json.dumps(self._options() | facts, indent=2) + "\n")
-        self.writer.open(self.results, columns, start)
+        scaled = self.scaler.is_enabled() or "loss_scale" in self.writer.sums  # the latter after a change of precision
+        self.writer.open(self.results, [*columns, "loss_scale"] if scaled else columns, start)
         self.print(f"{self.name}: steps {start + 1} to {self.args.steps} on {self.device}, {str(self.dtype)[6:]}")
         if recipe:
             options = (f"--{key.replace('_', '-')} {getattr(self.args, key)}" for key in recipe)
@@ -220,6 +229,11 @@ class Run:
     def print(self, *words):
         self.writer.print(*words)
 
+    def tell_once(self, line):
+        if line not in self.told:
+            self.told.add(line)
+            self.print(line)
+
     def steps(self, loader, start):
         """Yield (step, lr_imgs, hr_imgs), on the device, for the steps after `start`, until the last or a signal."""
         batches = iter(loader)
@@ -230,6 +244,7 @@ class Run:
                 self.print(f"step {step}: another image is drawn in place of {bad_files[0]}")
             self.bad_files += bad_files
             self.writer.waited += time.perf_counter() - before
+            torch.backends.cudnn.benchmark = self.device.type == "cuda"  # the crops are of one size: its trials pay
             yield step, *training_pair(batch, self.args.scale, self.device)
             self.writer.write_row()
             if self.stopping:
@@ -247,6 +262,8 @@ class Run:
 
     def log(self, step, learning_rate, **figures):
         """Take the step's figures, tensors of one number; every --log-every steps return their means, else None."""
+        if self.scaler.is_enabled():
+            figures["loss_scale"] = self.scaler.scale(torch.ones((), device=self.device))
         self.writer.add(step, figures)
         if step % self.args.log_every and step != self.args.steps:
             return None
@@ -270,8 +287,10 @@ class Run:
 
     def save_due(self, step):
         """Whether to save now: every --save-every steps, at the last, and when a signal asks the run to stop."""
-        self.stopping = self.processes.any(self.stop_signal is not None)
-        due = self.stopping or step % self.args.save_every == 0 or step == self.args.steps
+        due = step % self.args.save_every == 0 or step == self.args.steps
+        if self.world_size == 1 or due or step % STOP_EVERY == 0:
+            self.stopping = self.processes.any(self.stop_signal is not None)
+        due = due or self.stopping
         if due:
             self._check_finite()
         return due
@@ -281,6 +300,7 @@ class Run:
         if self.world_size > 1:  # on CPUs the processes' batch statistics are not quite the same
             for tensor in network.state_dict().values():
                 torch.distributed.broadcast(tensor, 0)
+        torch.backends.cudnn.benchmark = False  # pictures are of many sizes
         if self.rank == 0:
             panel = write_panel(self.results / "samples" / f"step_{step:08d}.png", network, pairs)
             self.writer.board.add_image("samples", panel, step, dataformats="HWC")
@@ -305,6 +325,7 @@ class Run:
         if self.rank > 0:
             return
         state |= {"step": step, "args": self._options(), "data": self.dataset.fingerprint, "log": log, "best": self.best}
+        state["scaler"] = self.scaler.state_dict()
         path = self.checkpoints.save(step, state)
         self.print(f"step {step}: saved {path}")
 
@@ -313,7 +334,7 @@ class Run:
         return f"--name ANOTHER --init {self.checkpoints.folder / 'last.pth'}"
 
     def restore(self, checkpoint, dataset):
-        """Take up the log and the best figure of a checkpoint and return its step.
+        """Take up the log, the best figure and the scale of the loss of a checkpoint and return its step.
 
         Raises UserError if the arguments now would change the result.
         """
@@ -339,6 +360,7 @@ class Run:
             raise UserError(f"{problem}; {way_on}")
         self.writer.restore(checkpoint["log"])
         self.best = checkpoint["best"]
+        self.scaler.load_state_dict(checkpoint.get("scaler") or self.scaler.state_dict())  # none of before, or of fp32
         now |= {key: value for key, value in before.items() if key.startswith("init")}  # for the record of where it began
         return checkpoint["step"]
 
@@ -367,15 +389,24 @@ def learning_rate_at(step, args):
 
 
 def update_ema(ema, network, step, decay):
-    """Move the average `ema` a step towards `network`: weights and batch statistics; the first steps move it faster."""
+    """Move the average `ema` a step towards `network`: weights and batch statistics; the first steps move it faster.
+
+    Neither may have got new tensors since the first call.
+    """
     decay = min(decay, (1 + step) / (10 + step))
-    for average, value in zip(ema.state_dict().values(), network.state_dict().values(), strict=True):
-        if not value.is_floating_point():
-            average.copy_(value)
-    averages = [value for value in ema.state_dict().values() if value.is_floating_point()]
-    values = [value for value in network.state_dict().values() if value.is_floating_point()]
+    (averages, values), (counts, new_counts) = tensors_to_average(ema, network)
     with torch.no_grad():
         torch._foreach_lerp_(averages, values, 1 - decay)
+        if counts:
+            torch._foreach_copy_(counts, new_counts)
+
+
+@functools.lru_cache(maxsize=1)  # to look them up takes a GPU's time for a step of small crops
+def tensors_to_average(ema, network):
+    """The tensors of both, in the same order: ((averages, values), (counts, new counts)), the counts being whole numbers."""
+    pairs = list(zip(ema.state_dict().values(), network.state_dict().values(), strict=True))
+    kinds = ([pair for pair in pairs if pair[0].is_floating_point() == floating] for floating in (True, False))
+    return tuple(tuple(map(list, zip(*kind))) or ([], []) for kind in kinds)
 
 
 def freeze_bn(network):

@@ -125,7 +125,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from devices import autocast
+from devices import UNSCALED, autocast, descend
 from inference import for_inference
 from losses import (
     chroma_loss,
@@ -169,7 +169,19 @@ def seen_by_discriminator(imgs, args):
     return luma(imgs).expand(-1, 3, -1, -1) if args.luma_adversary else imgs
 
 
-def train_step(generator, discriminator, vgg, optimizer_g, optimizer_d, lr_imgs, hr_imgs, args, dtype=torch.float32, step=0):
+def train_step(
+    generator,
+    discriminator,
+    vgg,
+    optimizer_g,
+    optimizer_d,
+    lr_imgs,
+    hr_imgs,
+    args,
+    dtype=torch.float32,
+    step=0,
+    scaler=UNSCALED,
+):
     """One step of both networks on LR images in [0, 1] and HR images in [-1, 1]; returns the step's figures."""
     # The generator's half (equations 3 to 6). The discriminator judges, and is spared the gradients of its weights.
     judge = getattr(discriminator, "module", discriminator)  # not DistributedDataParallel, which would wait for them
@@ -195,11 +207,8 @@ def train_step(generator, discriminator, vgg, optimizer_g, optimizer_d, lr_imgs,
         terms["consistency"] = args.consistency_weight * consistency_loss(sr_imgs, hr_imgs, args.scale)
     if args.echo_weight:
         terms["echo"] = args.echo_weight * echo_loss(sr_imgs, hr_imgs, args.scale)
-    optimizer_g.zero_grad(set_to_none=True)
     generator_loss = sum(terms.values())
-    generator_loss.backward()
-    norm_g = torch.nn.utils.get_total_norm([p.grad for p in generator.parameters()])
-    optimizer_g.step()
+    norm_g = descend(generator_loss, generator, optimizer_g, scaler)
 
     # The discriminator's half (equation 2), on the SR images as data. HR and SR images go through it one after the
     # other, since in one batch they would share the statistics of batch normalisation.
@@ -209,10 +218,8 @@ def train_step(generator, discriminator, vgg, optimizer_g, optimizer_d, lr_imgs,
         sr_logits = discriminator(seen_by_discriminator(sr_imgs.detach(), args)).float()
     discriminator_loss = F.binary_cross_entropy_with_logits(hr_logits, torch.ones_like(hr_logits))
     discriminator_loss = discriminator_loss + F.binary_cross_entropy_with_logits(sr_logits, torch.zeros_like(sr_logits))
-    optimizer_d.zero_grad(set_to_none=True)
-    discriminator_loss.backward()
-    norm_d = torch.nn.utils.get_total_norm([p.grad for p in discriminator.parameters()])
-    optimizer_d.step()
+    norm_d = descend(discriminator_loss, discriminator, optimizer_d, scaler)
+    scaler.update()  # of either's overflow
 
     return {
         "generator": generator_loss,
@@ -317,11 +324,12 @@ def main(args):
         judged_by, measure = "lpips", load_lpips(args.lpips_backbone, run.device)
     else:
         judged_by, measure = "content", content_measure(vgg, run.device, args)
-    trained_g, trained_d = run.parallel(generator), run.parallel(discriminator)
     if args.freeze_bn:
         freeze_bn(generator)
     if args.freeze_bn == "both":
         freeze_bn(discriminator)
+    trained_g, trained_d = run.parallel(generator), run.parallel(discriminator)
+    step_once = run.guarded(train_step, generator, discriminator, optimizer_g, optimizer_d)
     terms = ["content", "adversarial", "texture", "pixel", "chroma", "consistency", "echo"]
     columns = ["learning_rate", "generator", *terms, *[f"share_{term}" for term in terms], "discriminator", "accuracy_hr"]
     columns += ["accuracy_sr", "gradient_norm_g", "gradient_norm_d"]
@@ -338,7 +346,8 @@ def main(args):
         learning_rate = learning_rate_at(step, args)
         for optimizer in (optimizer_g, optimizer_d):
             optimizer.param_groups[0]["lr"] = learning_rate
-        figures = train_step(trained_g, trained_d, vgg, optimizer_g, optimizer_d, lr_imgs, hr_imgs, args, run.dtype, step)
+        networks, optimizers = (trained_g, trained_d, vgg), (optimizer_g, optimizer_d)
+        figures = step_once(*networks, *optimizers, lr_imgs, hr_imgs, args, run.dtype, step, run.scaler)
         update_ema(ema, generator, step, args.ema_decay)
         means = run.log(step, learning_rate, **figures)
         if means:

@@ -49,7 +49,7 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from devices import autocast
+from devices import UNSCALED, autocast, descend
 from inference import for_inference
 from metrics import DIAGNOSTICS, FIGURES
 from models import build_network
@@ -57,15 +57,13 @@ from runs import Run, freeze_bn, learning_rate_at, load_data, update_ema
 from weights import start_from
 
 
-def train_step(network, optimizer, lr_imgs, hr_imgs, dtype=torch.float32):
+def train_step(network, optimizer, lr_imgs, hr_imgs, dtype=torch.float32, scaler=UNSCALED):
     """One step on LR images (N, 3, h, w) in [0, 1] and HR images (N, 3, H, W) in [-1, 1]; returns its figures."""
     with autocast(lr_imgs.device, dtype):
         sr_imgs = network(lr_imgs)
     loss = F.mse_loss(sr_imgs.float(), hr_imgs)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in network.parameters()])
-    optimizer.step()
+    gradient_norm = descend(loss, network, optimizer, scaler)
+    scaler.update()
     return {"loss": loss, "gradient_norm": gradient_norm}
 
 
@@ -90,9 +88,10 @@ def main(args):
         ema.load_state_dict(checkpoint["ema"])
         optimizer.load_state_dict(checkpoint["optimizer"])
 
-    trained = run.parallel(network)
     if args.freeze_bn:
         freeze_bn(network)
+    trained = run.parallel(network)
+    step_once = run.guarded(train_step, network, optimizer)
     run.start(
         start,
         columns=["learning_rate", "loss", "gradient_norm", *[f"validation/{key}" for key in (*FIGURES, *DIAGNOSTICS)]],
@@ -104,7 +103,7 @@ def main(args):
     for step, lr_imgs, hr_imgs in run.steps(run.loader(dataset, start), start):
         learning_rate = learning_rate_at(step, args)
         optimizer.param_groups[0]["lr"] = learning_rate
-        figures = train_step(trained, optimizer, lr_imgs, hr_imgs, run.dtype)
+        figures = step_once(trained, optimizer, lr_imgs, hr_imgs, run.dtype, run.scaler)
         update_ema(ema, network, step, args.ema_decay)
         run.log(step, learning_rate, **figures)
 

@@ -97,9 +97,12 @@ def number(kind=int, low=-math.inf, high=math.inf):
 
 
 def add_device_arguments(parser):
-    parser.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda, cuda:N or mps")
     parser.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where the hardware has units for it"
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="auto: bf16, or else fp16 on CUDA, where the hardware has units for it",
     )
 
 

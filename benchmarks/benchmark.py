@@ -69,7 +69,8 @@ import models
 import train_srgan
 import train_srresnet
 from datasets import SAMPLES_PER_CHUNK, SRDataset, train_loader, training_pair
-from devices import is_out_of_memory, pick_device, pick_dtype, should_compile
+from compiling import should_compile
+from devices import available_cores, is_out_of_memory, pick_device, pick_dtype
 from inference import upscale
 from utils import UserError, write_text
 from weights import save_checkpoint
@@ -133,12 +134,11 @@ def plain_upscale(network, lr_img):
 
 
 def seconds(function, device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize = getattr(torch, device.type).synchronize
+    synchronize()
     before = time.perf_counter()
     function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize()
     return time.perf_counter() - before
 
 
@@ -303,7 +303,7 @@ def measure_waiting(args):
     paths, files, packed = make_lists(args)
     plain_step, our_step = (srresnet_step(ours, args) for ours in (False, True))
     count = max(1, SAMPLES_PER_CHUNK // args.batch_size)
-    workers = max(1, min(8, os.cpu_count() or 1))
+    workers = max(1, min(8, available_cores()))
 
     def share(loader, step):
         for i in range(1 + count):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from conftest import call, refusal
 
+import compiling
 import devices
 import losses
 import runs
@@ -312,20 +313,20 @@ def test_moving_average():
 
 def should_compile(compile="auto", dtype=torch.bfloat16, device="cpu", **more):
     args = SimpleNamespace(**{"compile": compile, "dry_run": False, "steps": 2000, "stage": 1} | more)
-    return devices.should_compile(args, torch.device(device), dtype)
+    return compiling.should_compile(args, torch.device(device), dtype)
 
 
 def test_compile_is_chosen_where_it_gains(monkeypatch):
-    monkeypatch.setattr(devices.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert should_compile() and should_compile("on", torch.float32, steps=1)
     assert not should_compile("off") and not should_compile(dtype=torch.float32) and not should_compile(stage=2)
     assert not should_compile(steps=1999) and not should_compile(dry_run=True)
 
 
 def test_without_a_compiler_auto_goes_on_and_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(devices.shutil, "which", lambda _: None)
+    monkeypatch.setattr(compiling.shutil, "which", lambda _: None)
     assert not should_compile()
-    assert "no compiler" in capsys.readouterr().out
+    assert "which needs a C++ compiler" in capsys.readouterr().out
     with pytest.raises(utils.UserError, match="--compile on needs a C"):
         should_compile("on")
 
@@ -655,6 +656,7 @@ def test_under_torchrun_each_process_needs_a_gpu_of_its_own(monkeypatch):
         monkeypatch.setenv(key, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)  # which would stay for the other tests
     with pytest.raises(utils.UserError, match="cuda:1: this PyTorch sees 1 CUDA devices"):
         devices.Processes("auto")
     with pytest.raises(utils.UserError, match="give --device cuda$"):
