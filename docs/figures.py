@@ -90,9 +90,9 @@ RUNS = {
     "recipe quick": "--recipe quick --discriminator-channels 32",
 }
 # The discriminator of `discriminator`: it answers about patches, and hardly moves the generator, whose pictures it learns.
-# With crops as few and small as those above it tells nothing apart after 200 steps.
+# With batch normalisation, HR and SR each by its own statistics, it still tells nothing apart after 200 steps.
 JUDGE = f"{NO_CONTENT} --pixel-weight 1 --adversarial-weight 1e-5 --discriminator patch --discriminator-channels 32"
-JUDGE += " --batch-size 4 --crop-size 192 --learning-rate 4e-4"
+JUDGE += " --batch-size 4 --learning-rate 4e-4 --freeze-bn both"
 
 
 def trained(name, flags, steps, args):
@@ -458,21 +458,24 @@ def draw_discriminator(tools, path):
     """What a discriminator answers about each patch, and which pixels it would change to be convinced."""
     folder = trained("judge", JUDGE, 2 * tools.args.steps, tools.args)
     checkpoint = load_checkpoint(folder / "last.pth")
-    judge = Discriminator(32, patches=True)
+    judge = Discriminator(32, patches=True).eval()  # as --freeze-bn both trained it
     judge.load_state_dict(checkpoint["discriminator"])
     hr_img = picture(SHOWN)
     found = tools.enlarged(downscale(hr_img, SCALE)) | {"HR": hr_img}
-    rows, gradients = [[], [], []], {}
+    rows, answers, gradients = [[], [], []], [], {}
     for name in ("srresnet_x4", "srgan_x4", "HR"):
         image = to_tensor(found[name]).requires_grad_()
-        logits = judge(image)  # with the statistics of this picture, as in training
+        logits = judge(image)
         (gradient,) = torch.autograd.grad(F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits)), image)
         gradients[name] = losses.luma(gradient).abs()
         rows[0].append((name, found[name]))
-        rows[1].append((f"answers, {torch.sigmoid(logits).mean():.2f} on average", heat(torch.sigmoid(logits), 1)))
+        answers.append(torch.sigmoid(logits).detach())
+    low, high = torch.cat([answer.flatten() for answer in answers]).quantile(torch.tensor([0.01, 0.99]))
+    for answer in answers:
+        rows[1].append((f"answers, {answer.mean():.3f} on average", heat(answer - low, high - low)))
     top = gradients["srresnet_x4"].quantile(0.99)
     rows[2] = [("gradient at each pixel", heat(gradient, top)) for gradient in gradients.values()]
-    grid(path, rows, 320, ends=("0: made by the generator; no gradient", "1: taken for real; large gradient"))
+    grid(path, rows, 320, ends=(f"an answer of {low:.2f}; no gradient", f"an answer of {high:.2f}; large gradient"))
 
 
 def draw_losses(tools, path):
