@@ -475,7 +475,7 @@ def draw_discriminator(tools, path):
         rows[1].append((f"answers, {answer.mean():.3f} on average", heat(answer - low, high - low)))
     top = gradients["srresnet_x4"].quantile(0.99)
     rows[2] = [("gradient at each pixel", heat(gradient, top)) for gradient in gradients.values()]
-    grid(path, rows, 320, ends=(f"an answer of {low:.2f}; no gradient", f"an answer of {high:.2f}; large gradient"))
+    grid(path, rows, 270, ends=(f"an answer of {low:.2f}; no gradient", f"an answer of {high:.2f}; large gradient"))
 
 
 def draw_losses(tools, path):
