@@ -92,6 +92,7 @@ def names_of(paths):
 
 def draw(axes, title, keys, logarithmic, logs, ends):
     """One plot of the columns `keys` of all logs, {name: columns}; of one log they differ in colour, of several in dashes."""
+    choice = len(keys) > 1
     keys = [key for key in keys if any(key in columns for columns in logs.values())]
     several, values = len(logs) > 1, []
     for number, columns in enumerate(logs.values()):
@@ -106,7 +107,7 @@ def draw(axes, title, keys, logarithmic, logs, ends):
                 **style,
             )
             values += [value for _, value in points]
-    if len(keys) > 1:
+    if choice:
         for place, key in enumerate(keys):  # lines of no points, for the legend alone
             style = {"color": "#444", "linestyle": DASHES[place % len(DASHES)]} if several else {"color": f"C{place}"}
             axes.plot([], [], label=key.split("/")[-1].removeprefix("share_"), **style)

@@ -34,6 +34,7 @@ def test_a_run_is_drawn_with_what_its_log_holds(plot):
     gan, first = plot("gan"), plot("results/first")
     for title in ("their shares", "LPIPS", "artifacts", "tells right"):
         assert title in gan and title not in first
+    assert ">echo<" in gan  # alone in its plot, and not named by the title
     assert "PSNR" in gan and "PSNR" in first and "nan" not in gan
 
 
