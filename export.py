@@ -185,7 +185,7 @@ def with_blobs_named(layers, names):
     return "\n".join([*head, *lines, ""])
 
 
-def safetensors_bytes(network, step, half):
+def safetensors_bytes(network, step, half=False):
     """The state dict, with the config and the step as JSON in the metadata (whose values are strings)."""
     from safetensors.torch import save
 
