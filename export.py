@@ -2,7 +2,7 @@
 
     python export.py --weights checkpoints/srgan_x4.pth --format onnx
     python export.py --weights checkpoints/srgan_x4.pth --format onnx --size 640x360 --half --output results/srgan_x4_360p.onnx
-    python export.py --weights checkpoints/srgan_x4.pth --format ncnn --output models/srgan_x4.param
+    python export.py --weights checkpoints/srgan_x4.pth --format ncnn
 
 Which program takes which file: docs/OTHER_TOOLS.md. An exported network takes `input`, RGB images (N, 3, h, w) in [0, 1] of
 any N, h and w, and gives `output`, (N, 3, scale*h, scale*w) in [0, 1], clamped; ncnn calls the two `data` and `output`, and

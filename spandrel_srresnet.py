@@ -7,7 +7,8 @@
     network = spandrel.ModelLoader().load_from_file("checkpoints/srgan_x4.pth")
     sr_img = network(lr_img)  # (1, 3, h, w) in [0, 1] -> (1, 3, scale*h, scale*w) in [0, 1]
 
-It takes our checkpoints, their bare state dicts, and safetensors files of export.py. Of the repository it needs models.py
+It takes our checkpoints, their bare state dicts, and safetensors files of export.py; that a network normalises its input as
+for ImageNet, as some of other people's do, is known of checkpoints alone. Of the repository it needs models.py
 and layers.py only, since a program that loads it may have modules called `utils` of its own.
 """
 
