@@ -1,4 +1,4 @@
-"""A trained network made fast, and what is upscaled with it: arrays by tiles, and frames with their transparency.
+"""A trained network made fast, and what is upscaled with it: tensors, arrays by tiles, and frames with their transparency.
 
 Not here: files.
 """
@@ -84,6 +84,22 @@ def for_inference(network: nn.Module, device="cpu", dtype=torch.float32, plain=F
             for i, block in enumerate(network.body):
                 network.body[i] = FusedResidualBlock(block)
     return network.to(device, dtype).to(memory_format=torch.channels_last)
+
+
+class Upscaler(nn.Module):
+    """A trained network as other programs expect one: RGB (N, 3, h, w) in [0, 1] -> (N, 3, scale*h, scale*w) in [0, 1].
+
+    In eval mode, of plain layers alone, so that exporters know them and `.to("cuda")` and `.half()` work on it.
+    """
+
+    def __init__(self, network, dtype=torch.float32):
+        super().__init__()
+        self.config = network.config
+        self.network = for_inference(network, dtype=dtype, plain=True).to(memory_format=torch.contiguous_format)
+        self.eval()
+
+    def forward(self, input):  # exporters take the name from here
+        return self.network(input).add(1).mul(0.5).clamp(0, 1)
 
 
 class SelfEnsemble(nn.Module):

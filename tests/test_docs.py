@@ -21,10 +21,10 @@ import utils
 from models import Discriminator, Generator, SRResNet
 from weights import save_checkpoint
 
-README, CHINESE, FAQ = DOCUMENTS = ("README.md", "README.zh-CN.md", "docs/FAQ.md")
+README, CHINESE, FAQ, TOOLS = DOCUMENTS = ("README.md", "README.zh-CN.md", "docs/FAQ.md", "docs/OTHER_TOOLS.md")
 METHOD = "docs/HOW_IT_WORKS.md", "docs/HOW_IT_WORKS.zh-CN.md"  # the page that explains, in both languages
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in (*DOCUMENTS, *METHOD)}
-OTHER_PROGRAMS = {"--logdir", "--shm-size", "--gpus"}  # of TensorBoard and Docker
+OTHER_PROGRAMS = {"--logdir", "--shm-size", "--gpus", "--onnx", "--snapshot-update"}  # TensorBoard, Docker, ...
 
 # What makes a training command of the README one of a second.
 SMALL = ["--dry-run", "--batch-size=2", "--crop-size=16", "--device=cpu", "--precision=fp32", "--workers=0"]
@@ -110,7 +110,7 @@ def parse(script, arguments):
 @pytest.mark.parametrize("name", (*DOCUMENTS, *METHOD))
 def test_commands_are_accepted(name):
     found = list(commands(name))
-    assert len(found) > (4 if name in METHOD else 10)
+    assert len(found) > (4 if name in METHOD else 5 if name == TOOLS else 10)
     for script, arguments in found:
         assert (ROOT / script).is_file(), script
         if hasattr(load(script), "parse_arguments"):
@@ -279,7 +279,7 @@ def test_readme_commands_run(reader, capsys):
     """In their order, but for those of torchrun, and test.py each time as if it were the first."""
     scripts = set()
     for line in dict.fromkeys(code_lines(README)):
-        if line.startswith("python ") and "clip.mp4" not in line and "benchmark" not in line:
+        if line.startswith("python ") and "clip.mp4" not in line and "benchmark" not in line and "export.py" not in line:
             script, *arguments = shlex.split(line)[1:]
             shutil.rmtree("results", ignore_errors=True)
             run(script, arguments)
@@ -303,11 +303,34 @@ def test_readme_video_command_runs(reader):
 
 
 def test_python_of_the_readme_runs(reader, capsys):
-    (script,) = python_blocks(README)
+    script, hub = python_blocks(README)
     exec(compile(script, "of_the_readme.py", "exec"), {})
     assert capsys.readouterr().out == "(96, 96, 3) -> (384, 384, 3)\n"
     with Image.open("results/photo_x4.png") as result:
         assert result.size == (384, 384)
+    exec(compile(hub.replace('load(".",', f"load({str(ROOT)!r},"), "of_the_readme.py", "exec"), {})
+    assert capsys.readouterr().out == "(96, 96, 3) -> (384, 384, 3)\n"
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_commands_and_python_for_other_programs_run(reader, capsys):
+    for package in ("onnxscript", "onnxruntime", "spandrel", "pnnx", "ncnn"):
+        pytest.importorskip(package)
+    Path("results").mkdir()
+    exports = [shlex.split(line)[1:] for line in code_lines(README) if line.startswith("python export.py")]
+    for script, *arguments in exports:
+        run(script, arguments)
+    assert len(exports) == 2 and Path("checkpoints/srgan_x4.param").exists()
+    onnxruntime, opencv, spandrel = python_blocks(TOOLS)
+    exec(compile(onnxruntime, "of_the_tools.py", "exec"), {})
+    with Image.open("results/photo_onnxruntime.png") as result:
+        assert result.size == (384, 384)
+    if importlib.util.find_spec("cv2"):
+        exec(compile(opencv, "of_the_tools.py", "exec"), {})
+        assert Path("results/photo_opencv.png").exists()
+    capsys.readouterr()
+    exec(compile(spandrel, "of_the_tools.py", "exec"), {})
+    assert capsys.readouterr().out == "SRResNet 4 ['4nf', '1nb']\n"
 
 
 def test_script_of_the_answers_prints_their_table(reader, capsys):
