@@ -19,11 +19,12 @@ FLOORS = [
         "pictures.folders",
         "pictures.metadata",
         "pictures.opening",
+        "pictures.viewer",
     },
     {"inference", "weights", "image_lists"},
     {"metrics", "datasets", "logs", "upscaling"},
     {"runs"},
-    {"create_data_lists", "train_srresnet", "train_srgan", "eval", "test", "export"},
+    {"create_data_lists", "train_srresnet", "train_srgan", "eval", "test", "export", "app"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 LONGEST = 400  # lines of code: neither empty, nor a comment, nor of a docstring
