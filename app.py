@@ -474,13 +474,22 @@ def build(page):
 
 
 @contextlib.contextmanager
+def pictures_of_gradio_in(folder):
+    """Let Gradio keep there what is brought, and serve nothing but that."""
+    before, os.environ["GRADIO_TEMP_DIR"] = os.environ.get("GRADIO_TEMP_DIR", ""), str(folder)
+    try:
+        yield folder
+    finally:
+        os.environ["GRADIO_TEMP_DIR"] = before
+
+
+@contextlib.contextmanager
 def served(args):
     """The page while it is served, as Gradio's Blocks; its pictures are deleted when this ends."""
     gr = import_gradio()
-    with tempfile.TemporaryDirectory(prefix="srgan_page_") as folder:
-        uploads = Path(folder).resolve() / "uploads"
-        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
-        page = Page(uploads, pick_device(args.device), args.precision, args.max_megapixels)
+    folders = tempfile.TemporaryDirectory(prefix="srgan_page_")
+    with folders as parent, pictures_of_gradio_in(Path(parent).resolve() / "pictures") as folder:
+        page = Page(folder, pick_device(args.device), args.precision, args.max_megapixels)
         if not page.weights:
             raise UserError("no weights: neither those that ship nor a best.pth of a run are in checkpoints/")
         fonts = {name: [gr.themes.Font(family)] for name, family in (("font", "system-ui"), ("font_mono", "monospace"))}
