@@ -47,7 +47,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from devices import is_out_of_memory, pick_device
+from devices import give_back_memory, is_out_of_memory, pick_device
 from inference import upscale_area
 from pictures.comparison import place_of_detail
 from pictures.folders import is_video, path_of_result
@@ -127,7 +127,7 @@ def kept_chooser(weights, partner, blend, device, precision, changed):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-kept_picture = functools.lru_cache(maxsize=2)(read_shown)  # for close-ups; by a path that holds the hash of the content
+kept_picture = functools.lru_cache(maxsize=1)(read_shown)  # for close-ups; by a path that holds the hash of the content
 
 
 def check_file(path, megapixels):
@@ -278,6 +278,7 @@ class Page:
             finally:
                 if visit.closed:
                     self.delete(visit)
+                give_back_memory()
 
     def result(self, visit, path, weights, blend, form, go_on):
         """As `upscale`, with OSErrors; `go_on(done, total)` hears of each tile."""
@@ -387,6 +388,8 @@ def build(page):
             return page.upscale(page.visit(request.session_hash), upload, weights, blend, form, tell)
 
     def show(upload, weights, blend, form, request: gr.Request, progress=gr.Progress()):  # noqa: B008, Gradio looks for it
+        if not upload:
+            return gr.skip(), facts({"note": "Drop a picture first."}), gr.skip(), gr.skip()
         try:
             target, told, view, near = upscale(upload, weights, blend, form, request, progress)
         except Stopped:

@@ -222,6 +222,18 @@ def test_the_blend_is_seen_at_once_close_up_and_on_release_in_full(page, photo, 
     page.locator("#facts", has_text="blend 0\n").wait_for()
 
 
+def test_settings_may_be_chosen_before_the_picture(page, photo):
+    page.get_by_label("Weights").click()
+    page.get_by_role("option", name="mine (x2)").click()
+    page.locator("#facts", has_text="Drop a picture first.").wait_for()
+    assert page.get_by_test_id("toast-body").count() == 0
+    bring(page, photo)
+    assert "96x72 → 192x144" in page.locator("#facts").inner_text()
+    page.locator("#blend input[type=range]").focus()
+    page.keyboard.press("Home")
+    page.locator("#facts", has_text="mine (not blended").wait_for()
+
+
 def test_a_close_up_is_of_the_place_that_is_clicked(page, tmp_path):
     picture = Image.fromarray(data.astronaut()[:160, 100:340])
     picture.save(tmp_path / "large.png")
