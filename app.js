@@ -86,7 +86,7 @@ watch("value", () => {
 // Gradio's slider tells of a pointer that lets go, and not of a key.
 addEventListener("keyup", (event) => {
   const moves = /^(Arrow|Page|Home|End)/.test(event.key);
-  if (moves && event.target.matches("#blend input[type=range]")) event.target.dispatchEvent(new PointerEvent("pointerup"));
+  if (moves && event.target.matches("#blend input[type=range]")) event.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
 });
 
 // A picture may be pasted, or dropped anywhere on the page; Gradio takes it where a file is chosen, if there is none yet.

@@ -42,7 +42,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.parse
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -54,13 +53,13 @@ from pictures.folders import is_video, path_of_result
 from pictures.formats import ANIMATED_INPUTS, FORMATS, read_picture, without_colour
 from pictures.opening import open_image
 from pictures.pixels import enlarge
-from pictures.viewer import CLOSE_UP, bicubic_area, close_ups, facts, on_white, read_shown, reduced, rgb_profile, slider
+from pictures.viewer import CLOSE_UP, address, bicubic_area, close_ups, facts, make_examples, on_white, read_shown, reduced
+from pictures.viewer import rgb_profile, slider
 from upscaling import CHECKPOINTS, PAIRS, network_chooser, upscale_picture
 from utils import UserError, read_json
 from weights import load_checkpoint
 
 HERE = Path(__file__).parent
-EXAMPLES = {"astronaut": ".png", "chelsea": ".jpg", "coffee": ".png", "rocket": ".jpg"}  # of scikit-image
 WEIGHTS_INFO = "clean: for lossless files; photo: for JPEG and its like; auto: by the file"
 EMPTY = "<p>The enlargement will be here, with a slider between it and the picture.</p>"
 NO_PARTNER = " (not blended: what it was trained from is not here)"
@@ -82,6 +81,7 @@ class Visit:
     uploads: set = field(default_factory=set)
     wanted: tuple = ()  # picture and settings as chosen last, () if none: what is computed for others stops
     shown: tuple | None = None  # the picture that is enlarged, and the (top, left) of the close-up in it
+    made: tuple = ((), 0, ())  # the last result: for what, when, and what `upscale` returned
     closed: bool = False
     last: float = 0  # when it was heard of last
 
@@ -147,23 +147,6 @@ def check_file(path, megapixels):
         size = f"{width}x{height} pixels" + f" in {frames} frames" * (frames > 1)
         raise UserError(f"it has {size}, and this page takes {megapixels:g} megapixels; python test.py takes any size")
     return kind
-
-
-def make_examples(folder):
-    """Small photographs to try the page with: {name: path}."""
-    import skimage.data
-
-    folder.mkdir()
-    for name, ending in EXAMPLES.items():
-        image = Image.fromarray(getattr(skimage.data, name)())
-        image.thumbnail((200, 200), Image.Resampling.BICUBIC)
-        image.save(folder / f"{name}{ending}", quality=85)
-    return {name: folder / f"{name}{ending}" for name, ending in EXAMPLES.items()}
-
-
-def address(path):
-    """Where the page finds a file of its folder."""
-    return f"gradio_api/file={urllib.parse.quote(str(path))}"
 
 
 def without_folders(text, folder):
@@ -258,6 +241,8 @@ class Page:
             raise UserError("drop a picture first")
         path, mine = Path(upload), (upload, weights, blend, form)
         with self.computing:
+            if visit.made[0] == mine and time.time() - visit.made[1] < 1:  # Gradio tells of some changes twice
+                return visit.made[2]
             visit.uploads.add(path)
             start = time.perf_counter()
 
@@ -268,7 +253,9 @@ class Page:
                 progress(done / total, f"enlarging{left}" if done < total else "writing the file")
 
             try:
-                return self.result(visit, path, weights, blend, form, go_on)
+                result = self.result(visit, path, weights, blend, form, go_on)
+                visit.made = mine, time.time(), result
+                return result
             except OSError as error:
                 raise UserError(error.strerror or str(error)) from None
             except (MemoryError, RuntimeError) as error:

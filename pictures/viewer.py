@@ -6,6 +6,7 @@ Not here: the script and the style of the page (app.js, app.css), the page that 
 import base64
 import html
 import io
+import urllib.parse
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from pictures.pixels import enlarge
 LARGEST_SHOWN = 4096  # pixels a side; browsers fail at some size above it
 CLOSE_UP = 384  # side of a close-up, pixels of the result
 ZOOMS = {"fit": "fit", "1": "100 %", "2": "200 %", "4": "400 %"}
+EXAMPLES = {"astronaut": ".png", "chelsea": ".jpg", "coffee": ".png", "rocket": ".jpg"}  # of scikit-image
 KERNEL = 2  # pixels on each side that bicubic interpolation sees
 
 VIEWER = """<figure class="viewer">
@@ -75,6 +77,11 @@ def reduced(rgb):
     return np.asarray(image)
 
 
+def address(path):
+    """Where the page finds a file of its folder."""
+    return f"gradio_api/file={urllib.parse.quote(str(path))}"
+
+
 def slider(before, after, size, name, label, caption):
     """The HTML of a slider between two pictures of one size (width, height), at these addresses; app.js moves it."""
     buttons = "".join(f'<button type="button" data-zoom="{key}">{text}</button>' for key, text in ZOOMS.items())
@@ -106,3 +113,15 @@ def close_ups(images, profile, caption):
 def facts(pairs):
     """The HTML of a list of facts, {what: text}, without those that are empty."""
     return "<dl>" + "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in pairs.items() if v) + "</dl>"
+
+
+def make_examples(folder):
+    """Small photographs to try the page with: {name: path}."""
+    import skimage.data
+
+    folder.mkdir()
+    for name, ending in EXAMPLES.items():
+        image = Image.fromarray(getattr(skimage.data, name)())
+        image.thumbnail((200, 200), Image.Resampling.BICUBIC)
+        image.save(folder / f"{name}{ending}", quality=85)
+    return {name: folder / f"{name}{ending}" for name, ending in EXAMPLES.items()}
