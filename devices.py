@@ -59,6 +59,12 @@ def keep_freed_memory():
         mallopt(mmap_threshold, 32 * 2**20)
 
 
+def give_back_memory():
+    """Let the C library return what it keeps to the system, in a program that waits for its next work."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def pick_dtype(precision, device):
     """torch.bfloat16, torch.float16 or torch.float32, for `--precision` on `device`. Raises UserError for what MPS has not."""
     if device.type == "mps" and precision not in ("auto", "fp32"):

@@ -180,7 +180,8 @@ def upscale(network, lr_img, tile=None, progress=None) -> np.ndarray:
 
     The output is clamped and rounded. An image larger than `tile` LR pixels (default: what fits in memory) is made in
     tiles that overlap by the receptive field, so that the result is that of the whole image, to rounding; a tile that
-    does not fit after all is halved. `progress(done, total)` hears of each finished part, in LR pixels.
+    does not fit after all is halved. `progress(done, total)` hears of each finished part, in LR pixels; what it
+    raises ends the work.
     Raises UserError if not even a tile of 16 pixels fits, or if the network's values leave the range of fp16.
     """
     scale, (height, width) = network.config["scale"], lr_img.shape[:2]
@@ -211,6 +212,21 @@ def upscale(network, lr_img, tile=None, progress=None) -> np.ndarray:
         if progress:
             progress(done, height * width)
     return out
+
+
+def upscale_area(network, lr_img, area) -> np.ndarray:
+    """What `upscale` makes of the area (top, left, bottom, right) of an LR image, to rounding, without the rest of it.
+
+    (h, w, 3) -> (scale*(bottom-top), scale*(right-left), 3), both uint8 or both uint16.
+    """
+    scale, margin = network.config["scale"], network.features_margin + network.reconstruct_margin
+    top, left, bottom, right = area
+    y0, x0 = max(0, top - margin), max(0, left - margin)
+    lr_img = lr_img[y0 : bottom + margin, x0 : right + margin]
+    out = np.empty((scale * lr_img.shape[0], scale * lr_img.shape[1], 3), lr_img.dtype)
+    top, left, bottom, right = top - y0, left - x0, bottom - y0, right - x0
+    upscale_tile(network, lr_img, (top, left, bottom, right), out)
+    return out[scale * top : scale * bottom, scale * left : scale * right]
 
 
 def upscale_tile(network, lr_img, part, out):
@@ -269,25 +285,28 @@ def channels_of(network):
     return network.config.get("channels", 64)
 
 
-def upscale_frame(network, frame, tile=None, outscale=None) -> Frame:
+def upscale_frame(network, frame, tile=None, outscale=None, progress=None) -> Frame:
     """The frame, enlarged: its colours by the network, its transparency by bicubic interpolation.
 
     A network of `for_pictures` takes 16 bits in float32. A frame without colour gets none: the network sees three channels,
     and leaves a coloured fringe at edges.
-    `tile` as in `upscale`; the result is resized to the factor `outscale` if there is one. Shows a bar for what takes over 2 s.
+    `tile` and `progress` as in `upscale`; the result is resized to the factor `outscale` if there is one. Shows a bar for
+    what takes over 2 s.
     """
     deep, cudnn = frame.rgb.dtype == np.uint16, torch.backends.cudnn
     if deep and hasattr(network, "of_16_bits"):
         network = network.of_16_bits()
     tiles_done = tqdm(unit="px", unit_scale=True, desc="tiles", leave=False, disable=None, delay=2)
 
-    def progress(done, total):
+    def tell(done, total):
         tiles_done.total = total
         tiles_done.update(done - tiles_done.n)
+        if progress:
+            progress(done, total)
 
     quick, cudnn.allow_tf32 = cudnn.allow_tf32, cudnn.allow_tf32 and not deep  # on CUDA, float32 of 10 bits
     try:
-        rgb, alpha = upscale(network, fill_transparent(frame), tile, progress), None
+        rgb, alpha = upscale(network, fill_transparent(frame), tile, tell), None
     finally:
         cudnn.allow_tf32 = quick
         tiles_done.close()

@@ -66,25 +66,33 @@ class Enlarged:
     remark: str
 
 
-def upscale_picture(picture, target, network, tile=None, outscale=None, quality=None, on_frame=None) -> Enlarged:
+def upscale_picture(picture, target, network, tile=None, outscale=None, quality=None, on_frame=None, progress=None) -> Enlarged:
     """Write a Picture, enlarged by a network of `for_pictures`, to the file `target`, whole or not at all.
 
     `tile` and `outscale` as in `upscale_frame`, `quality` as in `write_picture`. `on_frame(frame, result)` sees each Frame and
-    what became of it. Raises UserError, ImageError and OSError, and then leaves no file behind.
+    what became of it; `progress(done, total)` hears of each finished tile, in LR pixels over all frames, and all the while
+    when all are done and the file is written. Raises UserError, ImageError and OSError, and whatever these two raise, and then
+    leaves no file behind.
     """
     done = Enlarged((0, 0), 0.0, picture.remark)
 
     def results():
         quiet = None if picture.count > 1 else True  # None: a bar if stderr is a terminal
-        for frame in tqdm(picture.frames, total=picture.count, unit="frame", leave=False, disable=quiet):
+        for number, frame in enumerate(tqdm(picture.frames, total=picture.count, unit="frame", leave=False, disable=quiet)):
+
+            def tell(done, total, number=number):
+                if progress:
+                    progress(number * total + done, picture.count * total)
+
             start = time.perf_counter()
-            result = upscale_frame(network, frame, tile, outscale)
+            result = upscale_frame(network, frame, tile, outscale, tell)
             done.seconds += time.perf_counter() - start
             done.size = result.rgb.shape[1::-1]
             if on_frame:
                 on_frame(frame, result)
             yield result
 
-    dropped = write_picture(target, replace(picture, frames=results()), quality)
+    watch = (lambda: progress(1, 1)) if progress and picture.count == 1 else None
+    dropped = write_picture(target, replace(picture, frames=results()), quality, watch)
     done.remark = "; ".join(filter(None, (picture.remark, dropped)))
     return done

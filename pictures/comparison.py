@@ -43,7 +43,13 @@ def stack(rows):
 
 def close_up(images, size=CLOSE_UP):
     """The same square of each picture, where the last one (the reference) has most detail."""
-    reference = images[-1].mean(axis=2)
+    top, left = place_of_detail(images[-1], size)
+    return [image[top : top + size, left : left + size] for image in images]
+
+
+def place_of_detail(image, size):
+    """The (top, left) of the square of `size` pixels in which a picture (H, W, 3) has most detail."""
+    reference = image.mean(axis=2, dtype=np.float32)
     height, width = reference.shape
     detail = np.abs(np.diff(reference, axis=0))[:, :-1] + np.abs(np.diff(reference, axis=1))[:-1]
     places = [
@@ -51,8 +57,7 @@ def close_up(images, size=CLOSE_UP):
         for top in range(0, max(1, height - size + 1), max(1, size // 2))
         for left in range(0, max(1, width - size + 1), max(1, size // 2))
     ]
-    _, top, left = max(places)
-    return [image[top : top + size, left : left + size] for image in images]
+    return max(places)[1:]
 
 
 def data_uri(image):

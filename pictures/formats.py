@@ -246,10 +246,11 @@ def without_colour(rgb) -> np.ndarray:
     return np.repeat(((total + 1) // 3).astype(rgb.dtype), 3, axis=2)
 
 
-def write_picture(path, picture, quality=None):
+def write_picture(path, picture, quality=None, watch=None):
     """Write a picture in the format of the path's ending, whole or not at all, with its metadata as far as the format has it.
 
     `quality`, 1 to 100, is of JPEG (default: 95), WebP (without it, WebP is lossless) and AVIF (default: 90).
+    `watch()` is called now and then while the file is written; what it raises ends that.
     Returns a remark on what of the metadata is not in it, "" if nothing.
     Raises UserError for what the format cannot hold (an animation, a side of over 65,535 pixels in a JPEG).
     """
@@ -267,6 +268,7 @@ def write_picture(path, picture, quality=None):
         dropped.append("the colour profile, which is for gray")
     try:
         with atomic_write(path) as file:
+            file = WatchedFile(file, watch) if watch else file
             if deep:
                 info |= {"text": png_texts(info)}
                 write_deep(file, form, first.rgb, first.alpha, picture.gray, info, picture.white)
@@ -277,6 +279,20 @@ def write_picture(path, picture, quality=None):
             raise
         raise UserError(f"{path}: cannot be written as {form}: {error}") from None
     return f"not in the result: {', '.join(dropped)}" if dropped else ""
+
+
+class WatchedFile:
+    """A file that calls `watch()` before it takes bytes from Python; Pillow's JPEG and TIFF go past it, and are quick."""
+
+    def __init__(self, file, watch):
+        self.file, self.watch = file, watch
+
+    def write(self, data):
+        self.watch()
+        return self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
 
 
 def _write_shallow(file, form, first, frames, picture, info, quality):

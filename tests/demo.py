@@ -63,6 +63,7 @@ def main():
     print((ROOT / DEMO / "eval/metrics.md").read_text())
     print(f"The picture and its comparison: {DEMO}/small_x4.png {DEMO}/small_x4_compare.html")
     print(f"The measured photographs side by side: {DEMO}/eval/test/compare.html")
+    print("A page to drop your pictures on: pip install -r requirements-app.txt && python app.py (in the environment .venv)")
 
 
 if __name__ == "__main__":

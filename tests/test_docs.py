@@ -276,10 +276,10 @@ def run(script, arguments):
 
 
 def test_readme_commands_run(reader, capsys):
-    """In their order, but for those of torchrun, and test.py each time as if it were the first."""
+    """In their order, but for those of torchrun, and of app.py, and test.py each time as if it were the first."""
     scripts = set()
     for line in dict.fromkeys(code_lines(README)):
-        if line.startswith("python ") and "clip.mp4" not in line and "benchmark" not in line and "export.py" not in line:
+        if line.startswith("python ") and not any(word in line for word in ("clip.mp4", "benchmark", "export.py", "app.py")):
             script, *arguments = shlex.split(line)[1:]
             shutil.rmtree("results", ignore_errors=True)
             run(script, arguments)

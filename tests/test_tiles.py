@@ -52,6 +52,21 @@ def test_a_margin_that_is_too_small_would_show():
     assert np.abs(inference.upscale(network, lr_img, 16) - whole(network, lr_img)).max() > 1
 
 
+@pytest.mark.parametrize("make", [SRCNN, lambda scale: SRResNet(scale, 16, 4)])
+def test_an_area_is_that_of_the_whole(make):
+    """At each border and away from all, in pictures smaller and larger than the receptive field."""
+    network = inference_network(make(2))
+    for height, width in ((120, 150), (30, 20)):
+        lr_img = picture(height, width)
+        result = inference.upscale(network, lr_img)
+        for top, left, bottom, right in ((0, 0, 20, 9), (60, 70, 75, 101), (height - 9, 3, height, 20), (0, 0, height, width)):
+            bottom, right = min(bottom, height), min(right, width)
+            top, left = min(top, bottom - 1), min(left, right - 1)
+            area = inference.upscale_area(network, lr_img, (top, left, bottom, right))
+            there = result[2 * top : 2 * bottom, 2 * left : 2 * right].astype(int)
+            assert area.shape == there.shape and np.abs(area - there).max() <= 1
+
+
 def test_tiles_of_16_bits():
     network = inference_network(SRResNet(2, 4, 8))
     lr_img = picture(50, 61).astype(np.uint16) * 257

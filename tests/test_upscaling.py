@@ -11,6 +11,7 @@ from skimage import data
 
 import test as test_script
 import upscaling
+from inference import for_pictures
 from models import SRResNet
 from pictures import opening
 from pictures.formats import read_picture
@@ -144,3 +145,32 @@ def test_weights_that_are_missing_or_of_no_pair_are_told(pairs, tmp_path, monkey
     with pytest.raises(UserError, match="srgan_x4_photo.pth: no such file"):
         upscale(monkeypatch, capsys, tmp_path / "a.png")
     upscale(monkeypatch, capsys, tmp_path / "a.png", "--weights", "clean", "--output", tmp_path / "out")
+
+
+class Enough(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name, frames", [("a.png", 1), ("a.gif", 3)])
+def test_progress_hears_of_each_tile_and_may_end_the_work(name, frames, tmp_path):
+    PHOTOGRAPH.save(tmp_path / name, save_all=frames > 1, append_images=[PHOTOGRAPH.rotate(90 * i) for i in range(1, frames)])
+    network, heard = for_pictures(SRResNet(2, blocks=1, channels=4), torch.device("cpu")), []
+    target = tmp_path / f"result_{name}"
+
+    def upscale_until(limit):
+        def tell(done, total):
+            heard.append(done / total)
+            if len(heard) == limit:
+                raise Enough
+
+        heard.clear()
+        return upscaling.upscale_picture(read_picture(tmp_path / name), target, network, tile=24, progress=tell)
+
+    assert upscale_until(None).size == (96, 80)
+    tiles = 4 * frames
+    assert heard[:tiles] == pytest.approx([(i + 1) / tiles for i in range(tiles)]) and set(heard[tiles:]) <= {1}
+    target.unlink()
+    for limit in {2, len(heard)}:  # among the tiles; while the last bytes are written
+        with pytest.raises(Enough):
+            upscale_until(limit)
+        assert len(heard) == limit and not list(tmp_path.glob("*result*")) and not list(tmp_path.glob("*.tmp"))
