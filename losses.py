@@ -98,6 +98,16 @@ def echo_loss(sr_imgs, hr_imgs, scale):
     return F.relu(sr - 1.2 * hr).square().mean()
 
 
+def excess_error_loss(sr_imgs, hr_imgs, faithful_imgs):
+    """Squared excess of local error: mean of relu(e_SR - 1.3 e_faithful)^2, e the local rms of luma less HR's.
+
+    `faithful_imgs` are what the network of stage 1 makes of the same LR images. Where it knows the picture, as beside hard
+    edges, what an adversary adds is wrong; where it does not, as in texture, its own error is large, and so may SR's be.
+    """
+    sr, faithful = (local_rms(luma(imgs) - luma(hr_imgs)) for imgs in (sr_imgs, faithful_imgs))
+    return F.relu(sr - 1.3 * faithful).square().mean()
+
+
 def resize(imgs, size):
     """Antialiased bicubic, by Pillow's kernel: (N, C, H, W) -> (N, C, *size)."""
     return F.interpolate(imgs, size, mode="bicubic", antialias=True)

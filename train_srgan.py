@@ -104,6 +104,13 @@ def parse_arguments(words=None):
         default=0.0,
         help="of the squared excess of local detail over HR's: holds down ringing artifacts beside edges",
     )
+    add(
+        "--excess-weight",
+        type=number(float, 0),
+        default=0.0,
+        help="of the squared excess of local error over that of the network of --faithful",
+    )
+    add("--faithful", metavar="FILE", help="the weights of stage 1, for --excess-weight (default: those of --init)")
     add("--vgg-crop", type=number(int, 16), metavar="SIDE", help="let VGG19 see a square of the crops (default: whole)")
     add("--init-discriminator", metavar="FILE", help="last.pth of another run, to go on with its discriminator")
     add(
@@ -132,6 +139,7 @@ from losses import (
     consistency_loss,
     content_loss,
     echo_loss,
+    excess_error_loss,
     luma,
     squares,
     texture_loss,
@@ -181,6 +189,7 @@ def train_step(
     dtype=torch.float32,
     step=0,
     scaler=UNSCALED,
+    faithful=None,
 ):
     """One step of both networks on LR images in [0, 1] and HR images in [-1, 1]; returns the step's figures."""
     # The generator's half (equations 3 to 6). The discriminator judges, and is spared the gradients of its weights.
@@ -207,6 +216,10 @@ def train_step(
         terms["consistency"] = args.consistency_weight * consistency_loss(sr_imgs, hr_imgs, args.scale)
     if args.echo_weight:
         terms["echo"] = args.echo_weight * echo_loss(sr_imgs, hr_imgs, args.scale)
+    if args.excess_weight:
+        with torch.no_grad():
+            faithful_imgs = faithful(lr_imgs.to(dtype)).float()
+        terms["excess"] = args.excess_weight * excess_error_loss(sr_imgs, hr_imgs, faithful_imgs)
     generator_loss = sum(terms.values())
     norm_g = descend(generator_loss, generator, optimizer_g, scaler)
 
@@ -324,13 +337,16 @@ def main(args):
         judged_by, measure = "lpips", load_lpips(args.lpips_backbone, run.device)
     else:
         judged_by, measure = "content", content_measure(vgg, run.device, args)
+    faithful = None  # the network that is right where it can be, whose error is the measure of --excess-weight
+    if args.excess_weight:
+        faithful = for_inference(load_network(args.faithful or args.init), run.device, run.dtype)
     if args.freeze_bn:
         freeze_bn(generator)
     if args.freeze_bn == "both":
         freeze_bn(discriminator)
     trained_g, trained_d = run.parallel(generator), run.parallel(discriminator)
     step_once = run.guarded(train_step, generator, discriminator, optimizer_g, optimizer_d)
-    terms = ["content", "adversarial", "texture", "pixel", "chroma", "consistency", "echo"]
+    terms = ["content", "adversarial", "texture", "pixel", "chroma", "consistency", "echo", "excess"]
     columns = ["learning_rate", "generator", *terms, *[f"share_{term}" for term in terms], "discriminator", "accuracy_hr"]
     columns += ["accuracy_sr", "gradient_norm_g", "gradient_norm_d"]
     columns += [f"validation/{figure}" for figure in (*FIGURES, judged_by, *DIAGNOSTICS)]
@@ -347,7 +363,7 @@ def main(args):
         for optimizer in (optimizer_g, optimizer_d):
             optimizer.param_groups[0]["lr"] = learning_rate
         networks, optimizers = (trained_g, trained_d, vgg), (optimizer_g, optimizer_d)
-        figures = step_once(*networks, *optimizers, lr_imgs, hr_imgs, args, run.dtype, step, run.scaler)
+        figures = step_once(*networks, *optimizers, lr_imgs, hr_imgs, args, run.dtype, step, run.scaler, faithful)
         update_ema(ema, generator, step, args.ema_decay)
         means = run.log(step, learning_rate, **figures)
         if means:

@@ -216,6 +216,32 @@ def test_the_echo_loss_sees_lines_where_hr_has_none():
     assert losses.echo_loss(*twice, 4) == 0 and losses.echo_loss(*twice[::-1], 4) > 0  # too soft is no echo
 
 
+def test_the_excess_loss_is_of_what_the_faithful_network_knows():
+    torch.manual_seed(0)
+    hr = torch.zeros(1, 3, 32, 32)
+    noise = 0.1 * torch.randn(1, 1, 32, 32).expand(-1, 3, -1, -1)
+    assert losses.excess_error_loss(hr, hr, hr) == 0
+    assert losses.excess_error_loss(hr + 1.2 * noise, hr, hr + noise) == 0  # texture, which both can only guess
+    wrong = losses.excess_error_loss(hr + noise, hr, hr)  # what the faithful network knew
+    assert wrong == pytest.approx(losses.local_rms(losses.luma(noise)).sub(1.3e-3).square().mean().item(), rel=1e-4)
+
+
+def test_the_excess_term_is_added_with_its_weight(networks, batch):
+    seen, weights = [], (0.0, 3.0)
+    for weight in weights:
+        args = SimpleNamespace(**vars(GAN_ARGS) | {"excess_weight": weight})
+        lr_imgs, hr_imgs = batch
+        generator, discriminator, vgg = copy.deepcopy(networks)
+        optimizers = [torch.optim.Adam(network.parameters()) for network in (generator, discriminator)]
+        faithful = copy.deepcopy(generator).requires_grad_(False)
+        expected = losses.excess_error_loss(generator(lr_imgs), hr_imgs, 0.5 * faithful(lr_imgs)).item()
+        half = lambda imgs, faithful=faithful: 0.5 * faithful(imgs)  # noqa: E731
+        figures = train_srgan.train_step(generator, discriminator, vgg, *optimizers, lr_imgs, hr_imgs, args, faithful=half)
+        seen.append((figures.get("excess"), figures["generator"]))
+    assert seen[0][0] is None and torch.isclose(seen[1][0], torch.tensor(3 * expected), rtol=1e-4)
+    assert torch.isclose(seen[1][1] - seen[0][1], seen[1][0], rtol=1e-3, atol=1e-5)
+
+
 def test_the_adversary_and_vgg_see_luma_alone(networks, batch):
     seen = {}
     for name, network in zip(("discriminator", "vgg"), networks[1:]):
