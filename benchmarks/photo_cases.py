@@ -101,7 +101,8 @@ def sharpened_by_phone(hr):
     return as_jpeg(sharp, 85), hr
 
 
-PANELS = (compressed, noisy, old_and_soft)  # kinds of fault that the training has too
+# Kinds of fault that the training has too, each with the photograph that stands for it in panel.png.
+PANELS = {compressed: "astronaut", noisy: "chelsea", old_and_soft: "coffee"}
 UNSEEN = (saved_twice, screenshot, sharpened_by_phone)  # and none of these
 
 
@@ -119,7 +120,7 @@ def main(args):
     device = pick_device(args.device)
     lpips, cases = load_lpips(args.lpips_backbone, device), (*PANELS, *UNSEEN)
     args.output.mkdir(parents=True, exist_ok=True)
-    table = {}
+    table, overview = {}, []
     for case in cases:
         rows = []
         for name in PHOTOGRAPHS:
@@ -128,8 +129,12 @@ def main(args):
             for method, sr in made.items():
                 table.setdefault(method, {}).setdefault(case.__name__, []).append((psnr(sr, hr, SCALE), lpips(sr, hr)))
             shown = {key: made[key] for key in made if not key.startswith("srresnet")} | {"HR": hr}
-            rows.append(labelled_row(list(shown.values()), list(shown)))
+            title = case.__name__.replace("_", " ")
+            rows.append(labelled_row(list(shown.values()), [f"{title}: bicubic", *list(shown)[1:]]))
+            if PANELS.get(case) == name:
+                overview.append(rows[-1])
         stack(rows).save(args.output / f"{case.__name__}.png")
+    stack(overview).save(args.output / "panel.png")
     titles = [case.__name__.replace("_", " ") for case in cases]
     print(f"| x4, PSNR / LPIPS | {' | '.join(titles)} |\n|{'---|' * (len(titles) + 1)}")
     for method, by_case in table.items():
