@@ -34,7 +34,9 @@ def save_photographs():
             photograph.thumbnail((512, 512))
             photograph.save(ROOT / DEMO / folder / f"{name}.png")
     small = Image.open(ROOT / DEMO / "test/astronaut.png")
-    small.resize((128, 128), Image.Resampling.BICUBIC).save(ROOT / DEMO / "small.png")
+    small = small.resize((128, 128), Image.Resampling.BICUBIC)
+    small.save(ROOT / DEMO / "small.png")
+    small.save(ROOT / DEMO / "compressed.jpg", quality=30)
 
 
 def main():
@@ -44,6 +46,11 @@ def main():
 
     print("== One picture, four times as large, with the weights that ship")
     run(f"{DEMO}/small.png", "--output", str(DEMO), "--compare", "--overwrite", script="test.py")
+
+    print("\n== The same, compressed: with the weights for clean pictures, and with those for photographs")
+    for pair in ("clean", "photo"):
+        result = str(DEMO / f"compressed_{pair}.png")
+        run(f"{DEMO}/compressed.jpg", "--weights", pair, "--output", result, "--overwrite", script="test.py")
 
     print("\n== The shipped weights measured on three photographs")
     options = ["--test-sets", f"{DEMO}/test", "--save-images", "--output", f"{DEMO}/eval"]
