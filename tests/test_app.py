@@ -325,7 +325,7 @@ def kept_files():
 
 
 def test_nothing_stays_when_a_page_is_closed(chromium, blocks, photo, gate):
-    until(lambda: all("photo" not in path.name for path in kept_files()))  # of earlier tests
+    until(lambda: all("photo" not in path.name for path in kept_files()), 180)  # of earlier tests, swept after a minute
     before = kept_files()
     for way in ("while it computes", "afterwards"):
         page = open_page(chromium, blocks)
