@@ -245,7 +245,7 @@ def reader(work, monkeypatch):
         for i in range(count):
             shutil.copy("photo.jpg", f"{folder}/{folder.replace('/', '_')}_{i}.jpg")
     torch.manual_seed(0)
-    for run in ("srresnet_x4", "srgan_x4", "mine"):
+    for run in ("srresnet_x4", "srgan_x4", "srresnet_x4_photo", "srgan_x4_photo", "photo", "mine"):
         network = Generator(4, 1, 4) if run.startswith("srgan") else SRResNet(4, 1, 4)
         state = {"config": network.config, "weights": network.state_dict(), "step": 1}
         state |= {"discriminator": Discriminator(2).state_dict()} if run.startswith("srgan") else {}
