@@ -68,8 +68,7 @@ def test_the_page_shows_what_the_script_draws(script):
     for name in METHOD:
         shown = set(re.findall(r"\]\(images/([^)]+)\)", TEXTS[name]))
         assert {Path(figure).stem for figure in shown - CURVES} == set(script.NAMES)
-    images = list((ROOT / "docs/images").iterdir())
-    assert sum(path.stat().st_size for path in images) < 2_000_000
+    assert sum((ROOT / "docs/images" / image).stat().st_size for image in shown) < 1_600_000
 
 
 def test_each_figure_is_drawn_by_name(script, small, tmp_path):
