@@ -48,11 +48,12 @@ class SRDataset(Dataset):
     """Training: random HR crops, by sample number. `dataset[k]` is a uint8 array (3, crop_size, crop_size).
 
     Crops start anywhere in the image, are flipped left to right or not, and turned by 0 to 3 quarters. A share of them is made
-    gray, and a share stretched until some of its pixels are black and some white: networks that have hardly seen gray pictures
-    colour them, and those that have hardly seen white do not reach it. The pixels come
-    from the pack beside the list, if `create_data_lists.py` made one; otherwise from the image files, each of which is
-    decoded once for CROPS_PER_IMAGE samples. Those samples lie within one window of WINDOW images and in different
-    rounds through it, so that a batch of up to WINDOW samples that starts a round has no image twice.
+    gray, a share stretched until some of its pixels are black and some white, and a share one flat colour: networks that have
+    hardly seen gray pictures colour them, those that have hardly seen white do not reach it, and those that have seen no page
+    of one colour give it a rim, since beyond its edges their layers see zeros. The pixels come from the pack beside the list,
+    if `create_data_lists.py` made one; otherwise from the image files, each of which is decoded once for CROPS_PER_IMAGE
+    samples. Those samples lie within one window of WINDOW images and in different rounds through it, so that a batch of up to
+    WINDOW samples that starts a round has no image twice.
 
     An image that cannot be used when its turn comes is replaced by another one, drawn from (seed, k) too; `bad_files`
     names it. Raises UserError if no image can be used.
@@ -69,12 +70,13 @@ class SRDataset(Dataset):
         seed: int = 0,
         gray_share: float = 0,
         stretch_share: float = 0,
+        flat_share: float = 0,
         degradation: str = "bicubic",
         scale: int = 4,
     ):
         self.paths = read_list(list_file)
         self.list_file, self.crop_size, self.seed = list_file, crop_size, seed
-        self.gray_share, self.stretch_share = gray_share, stretch_share
+        self.gray_share, self.stretch_share, self.flat_share = gray_share, stretch_share, flat_share
         self.degradation, self.scale = degradation, scale
         self.paths.check_lr_images(scale, degradation)
         self.pack = open_pack(list_file)
@@ -159,6 +161,9 @@ class SRDataset(Dataset):
         if self.stretch_share and rng.random() < self.stretch_share:
             limits = rng.uniform(0, 10, size=2)
             crops = [stretched(crop, *limits, of=crops[0]) for crop in crops]
+        if self.flat_share and rng.random() < self.flat_share:
+            colour = flat_colour(rng)
+            crops = [np.broadcast_to(colour, crop.shape) for crop in crops]
         return [crop.transpose(2, 0, 1) for crop in crops]
 
     def lr_image(self, k: int, crop: np.ndarray) -> np.ndarray:
@@ -209,6 +214,12 @@ def stretched(crop, below, above, of=None):
     low, high = np.percentile(of[::4, ::4], [below, 100 - above])  # a sixteenth of the pixels is enough
     levels = (np.arange(256) - low) * (255 / max(1, high - low))
     return np.rint(levels.clip(0, 255)).astype(np.uint8)[crop]
+
+
+def flat_colour(rng):
+    """Black, white, a gray or any colour, as likely as each other: (3,) uint8."""
+    kind, levels = rng.integers(4), rng.integers(256, size=3, dtype=np.uint8)
+    return [np.uint8([0, 0, 0]), np.uint8([255, 255, 255]), levels[[0, 0, 0]], levels][kind]
 
 
 @functools.lru_cache(maxsize=2 * CROPS_PER_IMAGE)

@@ -33,6 +33,7 @@ SHIPPED = {
     "ema_decay": 0.99,
     "gray_share": 0.1,
     "stretch_share": 0.1,
+    "flat_share": 0.05,
     "steps": 25_000,
 }
 RECIPES = {

@@ -20,6 +20,7 @@ SHIPPED = {
     "warmup_steps": 200,
     "gray_share": 0.1,
     "stretch_share": 0.1,
+    "flat_share": 0.05,
     "steps": 60_000,
 }
 RECIPES = {

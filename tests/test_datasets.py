@@ -346,6 +346,26 @@ def test_shares_of_the_crops_are_gray_or_stretched_and_the_rest_is_as_before(lis
     assert np.array_equal(changed[7], SRDataset(lists["on"] / "train_images.json", SIZE, 0, 0.3, 0.3)[7])
 
 
+def test_a_share_of_the_crops_is_one_colour_and_the_rest_is_as_before(lists):
+    list_file = lists["on"] / "train_images.json"
+    plain, changed = SRDataset(list_file, SIZE), SRDataset(list_file, SIZE, flat_share=0.5)
+    flat = {k: changed[k] for k in range(200) if not np.array_equal(changed[k], plain[k])}
+    assert 70 < len(flat) < 130
+    assert all(crop.shape == plain[0].shape and (crop == crop[:, :1, :1]).all() for crop in flat.values())
+    colours = [tuple(crop[:, 0, 0]) for crop in flat.values()]
+    grays = [colour for colour in colours if len(set(colour)) == 1]
+    assert min(colours.count((level,) * 3) for level in (0, 255)) > 10 and len(set(grays)) > 10  # and any others
+    assert len(grays) < len(colours) - 10
+
+
+def test_a_flat_crop_is_spoiled_as_a_photograph_is(lists):
+    dataset = SRDataset(lists["on"] / "train_images.json", SIZE, flat_share=1, degradation="photo")
+    (hr_imgs, lr_imgs), _ = dataset.__getitems__(range(40))
+    colours, means = (imgs.float().mean((2, 3)) for imgs in (hr_imgs, lr_imgs))
+    assert (hr_imgs == hr_imgs[:, :, :1, :1]).all() and (colours - means).abs().max() < 20  # noise is cut at white
+    assert lr_imgs.float().std((2, 3)).max() > 3
+
+
 def test_a_gray_crop_has_the_luma_of_bt601_and_a_flat_one_can_be_stretched():
     crop = np.zeros((4, 4, 3), np.uint8)
     crop[..., 1] = 200

@@ -303,7 +303,7 @@ def test_crops_of_both_are_of_one_place_flip_and_turn(tmp_path, scale, remainder
 @pytest.mark.parametrize("pack", [False, True])
 def test_shares_of_the_crops_are_changed_on_both_alike(tmp_path, photographs, pack):
     list_file = list_of_pairs(tmp_path, [photograph[:24, :24] for photograph in photographs[:4]], 2, pack)
-    plain, dataset = SRDataset(list_file, 32, scale=2), SRDataset(list_file, 32, 0, 0.3, 0.3, scale=2)
+    plain, dataset = SRDataset(list_file, 32, scale=2), SRDataset(list_file, 32, 0, 0.3, 0.3, 0.1, scale=2)
     changed = 0
     for k in range(100):
         hr_img, lr_img = dataset[k]
