@@ -98,6 +98,16 @@ def echo_loss(sr_imgs, hr_imgs, scale):
     return F.relu(sr - 1.2 * hr).square().mean()
 
 
+def missing_detail_loss(sr_imgs, hr_imgs, scale):
+    """Squared want of local detail: mean of relu(0.8 s_HR - s_SR)^2, s as in `echo_loss`.
+
+    Against softness: how much detail a place has is known better than where its lines lie, and can be asked for without an
+    adversary, which has to learn it first.
+    """
+    sr, hr = (local_rms(detail(luma(imgs), scale)) for imgs in (sr_imgs, hr_imgs))
+    return F.relu(0.8 * hr - sr).square().mean()
+
+
 def excess_error_loss(sr_imgs, hr_imgs, faithful_imgs):
     """Squared excess of local error: mean of relu(e_SR - 1.3 e_faithful)^2, e the local rms of luma less HR's.
 

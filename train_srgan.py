@@ -106,6 +106,12 @@ def parse_arguments(words=None):
         help="of the squared excess of local detail over HR's: holds down ringing artifacts beside edges",
     )
     add(
+        "--detail-weight",
+        type=number(float, 0),
+        default=0.0,
+        help="of the squared want of local detail against HR's: keeps pictures from going soft",
+    )
+    add(
         "--excess-weight",
         type=number(float, 0),
         default=0.0,
@@ -142,6 +148,7 @@ from losses import (
     echo_loss,
     excess_error_loss,
     luma,
+    missing_detail_loss,
     squares,
     texture_loss,
     vgg_features,
@@ -217,6 +224,8 @@ def train_step(
         terms["consistency"] = args.consistency_weight * consistency_loss(sr_imgs, hr_imgs, args.scale)
     if args.echo_weight:
         terms["echo"] = args.echo_weight * echo_loss(sr_imgs, hr_imgs, args.scale)
+    if args.detail_weight:
+        terms["detail"] = args.detail_weight * missing_detail_loss(sr_imgs, hr_imgs, args.scale)
     if args.excess_weight:
         with torch.no_grad():
             faithful_imgs = faithful(lr_imgs.to(dtype)).float()
@@ -347,7 +356,7 @@ def main(args):
         freeze_bn(discriminator)
     trained_g, trained_d = run.parallel(generator), run.parallel(discriminator)
     step_once = run.guarded(train_step, generator, discriminator, optimizer_g, optimizer_d)
-    terms = ["content", "adversarial", "texture", "pixel", "chroma", "consistency", "echo", "excess"]
+    terms = ["content", "adversarial", "texture", "pixel", "chroma", "consistency", "echo", "detail", "excess"]
     columns = ["learning_rate", "generator", *terms, *[f"share_{term}" for term in terms], "discriminator", "accuracy_hr"]
     columns += ["accuracy_sr", "gradient_norm_g", "gradient_norm_d"]
     columns += [f"validation/{figure}" for figure in (*FIGURES, judged_by, *DIAGNOSTICS)]

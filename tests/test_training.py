@@ -133,6 +133,7 @@ def test_each_half_of_the_gan_step_leaves_the_other_gradients_alone(networks, ba
 def test_gan_step_is_that_of_the_equations(networks, batch, content_loss, more):
     flags = {"content_loss": content_loss, "texture_weight": 2 * more, "pixel_weight": 3 * more}
     flags |= {"chroma_weight": 5 * more, "consistency_weight": 7 * more, "echo_weight": 11 * more}
+    flags |= {"detail_weight": 13 * more}
     args = SimpleNamespace(**vars(GAN_ARGS) | flags)
     (lr_imgs, hr_imgs), (generator, discriminator, vgg) = batch, copy.deepcopy(networks)
     seen = []
@@ -162,6 +163,7 @@ def test_gan_step_is_that_of_the_equations(networks, batch, content_loss, more):
             )
             rms.append((squares.sum((4, 5)) / ones.sum((4, 5)) + 1e-6).sqrt())
         terms["echo"] = 11 * ((rms[0] - 1.2 * rms[1]).clamp(min=0) ** 2).mean()
+        terms["detail"] = 13 * ((0.8 * rms[1] - rms[0]).clamp(min=0) ** 2).mean()
     sum(terms.values()).backward()
     for key, value in terms.items():
         assert torch.isclose(figures[key], value, rtol=1e-4)
@@ -214,6 +216,15 @@ def test_the_echo_loss_sees_lines_where_hr_has_none():
     assert losses.echo_loss(edge, edge, 4) == 0
     assert losses.echo_loss(dashes, edge, 4) > 5 * losses.consistency_loss(dashes, edge, 4)
     assert losses.echo_loss(*twice, 4) == 0 and losses.echo_loss(*twice[::-1], 4) > 0  # too soft is no echo
+
+
+def test_missing_detail_is_softness_wherever_the_lines_lie():
+    texture = torch.zeros(1, 3, 64, 64)
+    texture[..., 16:48] = 0.2 * torch.randn(1, 1, 64, 32, generator=torch.Generator().manual_seed(0))
+    soft, moved, loud = 0.5 * texture, texture.flip(2), 2 * texture
+    assert losses.missing_detail_loss(texture, texture, 4) == 0 == losses.missing_detail_loss(loud, texture, 4)
+    assert losses.missing_detail_loss(soft, texture, 4) > 20 * losses.missing_detail_loss(moved, texture, 4)
+    assert losses.missing_detail_loss(0.85 * texture, texture, 4) < 1e-6 < losses.missing_detail_loss(soft, texture, 4)
 
 
 def test_the_excess_loss_is_of_what_the_faithful_network_knows():
