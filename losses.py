@@ -108,6 +108,16 @@ def missing_detail_loss(sr_imgs, hr_imgs, scale):
     return F.relu(0.8 * hr - sr).square().mean()
 
 
+def mesh_loss(sr_imgs, hr_imgs, scale):
+    """Squared excess of what repeats in each LR pixel: mean of relu(m_SR - m_HR)^2, m the rms of the mean LR pixel's detail.
+
+    The mean is over 8x8 LR pixels. Sub-pixel convolution (section 2.1.1) draws the same scale x scale pattern everywhere at no
+    cost; photographs seldom have it.
+    """
+    sr, hr = (mean_pattern(detail(luma(imgs), scale), scale) for imgs in (sr_imgs, hr_imgs))
+    return F.relu(sr - hr).square().mean()
+
+
 def excess_error_loss(sr_imgs, hr_imgs, faithful_imgs):
     """Squared excess of local error: mean of relu(e_SR - 1.3 e_faithful)^2, e the local rms of luma less HR's.
 
@@ -132,3 +142,13 @@ def detail(y, scale):
 def local_rms(y):
     """The root of the mean square of the 7x7 pixels around each: (N, 1, H, W) -> the same."""
     return (F.avg_pool2d(y.square(), 7, stride=1, padding=3, count_include_pad=False) + 1e-6).sqrt()
+
+
+def mean_pattern(y, scale):
+    """How strong the pattern is that 8x8 LR pixels have in common: (N, 1, H, W) -> its root mean square, (N, h, w).
+
+    With crops of less than 8 LR pixels, that of all of them.
+    """
+    cells = F.pixel_unshuffle(y, scale)
+    size = [min(8, side) for side in cells.shape[-2:]]
+    return (F.avg_pool2d(cells, size, stride=4).square().mean(1) + 1e-8).sqrt()

@@ -112,6 +112,12 @@ def parse_arguments(words=None):
         help="of the squared want of local detail against HR's: keeps pictures from going soft",
     )
     add(
+        "--mesh-weight",
+        type=number(float, 0),
+        default=0.0,
+        help="of the squared excess, over HR's, of a pattern that repeats in each LR pixel",
+    )
+    add(
         "--excess-weight",
         type=number(float, 0),
         default=0.0,
@@ -148,6 +154,7 @@ from losses import (
     echo_loss,
     excess_error_loss,
     luma,
+    mesh_loss,
     missing_detail_loss,
     squares,
     texture_loss,
@@ -226,6 +233,8 @@ def train_step(
         terms["echo"] = args.echo_weight * echo_loss(sr_imgs, hr_imgs, args.scale)
     if args.detail_weight:
         terms["detail"] = args.detail_weight * missing_detail_loss(sr_imgs, hr_imgs, args.scale)
+    if args.mesh_weight:
+        terms["mesh"] = args.mesh_weight * mesh_loss(sr_imgs, hr_imgs, args.scale)
     if args.excess_weight:
         with torch.no_grad():
             faithful_imgs = faithful(lr_imgs.to(dtype)).float()
@@ -356,7 +365,7 @@ def main(args):
         freeze_bn(discriminator)
     trained_g, trained_d = run.parallel(generator), run.parallel(discriminator)
     step_once = run.guarded(train_step, generator, discriminator, optimizer_g, optimizer_d)
-    terms = ["content", "adversarial", "texture", "pixel", "chroma", "consistency", "echo", "detail", "excess"]
+    terms = ["content", "adversarial", "texture", "pixel", "chroma", "consistency", "echo", "detail", "mesh", "excess"]
     columns = ["learning_rate", "generator", *terms, *[f"share_{term}" for term in terms], "discriminator", "accuracy_hr"]
     columns += ["accuracy_sr", "gradient_norm_g", "gradient_norm_d"]
     columns += [f"validation/{figure}" for figure in (*FIGURES, judged_by, *DIAGNOSTICS)]

@@ -133,7 +133,7 @@ def test_each_half_of_the_gan_step_leaves_the_other_gradients_alone(networks, ba
 def test_gan_step_is_that_of_the_equations(networks, batch, content_loss, more):
     flags = {"content_loss": content_loss, "texture_weight": 2 * more, "pixel_weight": 3 * more}
     flags |= {"chroma_weight": 5 * more, "consistency_weight": 7 * more, "echo_weight": 11 * more}
-    flags |= {"detail_weight": 13 * more}
+    flags |= {"detail_weight": 13 * more, "mesh_weight": 17 * more}
     args = SimpleNamespace(**vars(GAN_ARGS) | flags)
     (lr_imgs, hr_imgs), (generator, discriminator, vgg) = batch, copy.deepcopy(networks)
     seen = []
@@ -155,14 +155,17 @@ def test_gan_step_is_that_of_the_equations(networks, batch, content_loss, more):
         bicubic = {"mode": "bicubic", "antialias": True}
         sr_small, hr_small = (F.interpolate(imgs, lr_imgs.shape[2:], **bicubic) for imgs in (sr_imgs, hr_imgs))
         terms["consistency"] = 7 * ((sr_small - hr_small) ** 2).mean()
-        rms = []
+        rms, patterns = [], []
         for y in (sr_ycc[:, :1], hr_ycc[:, :1]):
             rest = y - F.interpolate(F.interpolate(y, lr_imgs.shape[2:], **bicubic), y.shape[2:], **bicubic)
             squares, ones = (
                 F.pad(plane, (3, 3, 3, 3)).unfold(2, 7, 1).unfold(3, 7, 1) for plane in (rest**2, torch.ones_like(y))
             )
+            pattern = rest[..., :32, :32].reshape(len(y), 8, 4, 8, 4).mean((1, 3))  # crops of 32: 8x8 LR pixels
+            patterns.append((pattern.square().mean((1, 2)) + 1e-8).sqrt())
             rms.append((squares.sum((4, 5)) / ones.sum((4, 5)) + 1e-6).sqrt())
         terms["echo"] = 11 * ((rms[0] - 1.2 * rms[1]).clamp(min=0) ** 2).mean()
+        terms["mesh"] = 17 * ((patterns[0] - patterns[1]).clamp(min=0) ** 2).mean()
         terms["detail"] = 13 * ((0.8 * rms[1] - rms[0]).clamp(min=0) ** 2).mean()
     sum(terms.values()).backward()
     for key, value in terms.items():
@@ -225,6 +228,16 @@ def test_missing_detail_is_softness_wherever_the_lines_lie():
     assert losses.missing_detail_loss(texture, texture, 4) == 0 == losses.missing_detail_loss(loud, texture, 4)
     assert losses.missing_detail_loss(soft, texture, 4) > 20 * losses.missing_detail_loss(moved, texture, 4)
     assert losses.missing_detail_loss(0.85 * texture, texture, 4) < 1e-6 < losses.missing_detail_loss(soft, texture, 4)
+
+
+def test_a_mesh_is_what_repeats_in_each_lr_pixel():
+    generator, smooth = torch.Generator().manual_seed(0), torch.zeros(1, 3, 64, 64)
+    noise = 0.2 * torch.randn(1, 1, 64, 64, generator=generator).expand(-1, 3, -1, -1)
+    for scale in (2, 4, 8):
+        mesh = 0.2 * torch.randn(1, 1, scale, scale, generator=generator).repeat(1, 3, 64 // scale, 64 // scale)
+        assert losses.mesh_loss(mesh, smooth, scale) > 10 * losses.mesh_loss(noise, smooth, scale)
+        assert losses.mesh_loss(mesh, mesh, scale) == 0 == losses.mesh_loss(smooth, mesh, scale)
+    assert losses.mesh_loss(mesh[..., :16, :16], smooth[..., :16, :16], 4) > 0  # of 4x4 LR pixels
 
 
 def test_the_excess_loss_is_of_what_the_faithful_network_knows():
