@@ -18,19 +18,24 @@ LAYERS = {"vgg_layer": [22, 34, 44, 54], "vgg_before_relu": True, "content_loss"
 TRUE_COLOURS = {"luma_adversary": True, "chroma_weight": 20.0, "consistency_weight": 100.0}
 SHIPPED = {
     **LAYERS,
-    **TRUE_COLOURS,
+    "luma_adversary": True,
+    "chroma_weight": 100.0,
+    "consistency_weight": 400.0,
     "vgg_crop": 128,
     "discriminator": "patch",
     "discriminator_channels": 48,
-    "adversarial_weight": 0.3,
+    "adversarial_weight": 0.4,
     "echo_weight": 1000.0,
+    "detail_weight": 400.0,
+    "mesh_weight": 3000.0,
+    "excess_weight": 500.0,
     "freeze_bn": "generator",
     "crop_size": 192,
     "batch_size": 4,
-    "learning_rate": 2e-4,
+    "learning_rate": 1e-4,
     "schedule": "cosine",
     "warmup_steps": 50,
-    "ema_decay": 0.99,
+    "ema_decay": 0.995,
     "gray_share": 0.1,
     "stretch_share": 0.1,
     "flat_share": 0.05,
@@ -42,7 +47,18 @@ RECIPES = {
     "shipped": SHIPPED,
     # The LR image does not tell what HR is as exactly as a clean one, so what holds SR to it is held less tightly.
     "photo": SHIPPED
-    | {"degradation": "photo", "consistency_weight": 50.0, "echo_weight": 500.0, "ema_decay": 0.97, "steps": 1500},
+    | {
+        "degradation": "photo",
+        "chroma_weight": 50.0,
+        "consistency_weight": 50.0,
+        "adversarial_weight": 0.3,
+        "echo_weight": 500.0,
+        "detail_weight": 150.0,
+        "mesh_weight": 6000.0,
+        "excess_weight": 300.0,
+        "ema_decay": 0.98,
+        "steps": 1500,
+    },
 }
 
 
@@ -321,6 +337,8 @@ def main(args):
         raise UserError(f"--discriminator-crop {args.discriminator_crop} does not divide --crop-size {args.crop_size}")
     if args.vgg_crop and args.vgg_crop > args.crop_size:
         raise UserError(f"--vgg-crop {args.vgg_crop} is more than --crop-size {args.crop_size}")
+    if args.excess_weight and args.init == "none" and not args.faithful:
+        raise UserError("--excess-weight compares with a network of stage 1: give its weights by --faithful FILE")
     run = Run(args, default_name=f"srgan_x{args.scale}")
     # Batch normalisation needs two values, and of 16 pixels the discriminator's four strides of 2 leave one.
     if args.crop_size == 16 and args.batch_size == run.world_size and args.freeze_bn != "both":

@@ -111,6 +111,12 @@ def test_vgg_weights_that_are_not_there_are_refused(work, lists, vgg_file, capsy
     assert list(work.iterdir()) == []
 
 
+def test_the_excess_term_needs_a_network_of_stage_1(work, lists, vgg_file, capsys):
+    flags = ["--data-folder", lists["off"], "--vgg-weights", vgg_file, "--vgg-layer", 11, "--init", "none"]
+    assert "--faithful" in refusal(capsys, "train_srgan", *flags, "--excess-weight", 1)
+    assert list(work.iterdir()) == []
+
+
 @pytest.mark.parametrize("init", ["nowhere.pth", "text.pth"])
 def test_a_start_that_is_none_is_refused(work, lists, vgg_file, capsys, init):
     (work / "text.pth").write_text("no weights\n")
