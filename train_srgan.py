@@ -19,8 +19,8 @@ TRUE_COLOURS = {"luma_adversary": True, "chroma_weight": 20.0, "consistency_weig
 SHIPPED = {
     **LAYERS,
     "luma_adversary": True,
-    "chroma_weight": 100.0,
-    "consistency_weight": 400.0,
+    "chroma_weight": 150.0,
+    "consistency_weight": 500.0,
     "vgg_crop": 128,
     "discriminator": "patch",
     "discriminator_channels": 48,
@@ -45,18 +45,19 @@ RECIPES = {
     "paper": {},
     "quick": LAYERS | TRUE_COLOURS | {"adversarial_weight": 2e-2, "echo_weight": 300.0, "learning_rate": 2e-4, "steps": 1000},
     "shipped": SHIPPED,
-    # The LR image does not tell what HR is as exactly as a clean one, so what holds SR to it is held less tightly.
+    # The LR image does not tell what HR is as exactly as a clean one: so what holds SR to HR is held less tightly, and what
+    # makes detail is weaker, or it would make detail of noise.
     "photo": SHIPPED
     | {
         "degradation": "photo",
         "chroma_weight": 50.0,
         "consistency_weight": 50.0,
         "adversarial_weight": 0.3,
-        "echo_weight": 500.0,
         "detail_weight": 150.0,
         "mesh_weight": 6000.0,
-        "excess_weight": 300.0,
-        "ema_decay": 0.98,
+        "excess_weight": 1000.0,
+        "learning_rate": 2e-4,
+        "ema_decay": 0.99,
         "steps": 1500,
     },
 }
