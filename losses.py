@@ -111,11 +111,13 @@ def missing_detail_loss(sr_imgs, hr_imgs, scale):
 def mesh_loss(sr_imgs, hr_imgs, scale):
     """Squared excess of what repeats in each LR pixel: mean of relu(m_SR - m_HR)^2, m the rms of the mean LR pixel's detail.
 
-    The mean is over 8x8 LR pixels. Sub-pixel convolution (section 2.1.1) draws the same scale x scale pattern everywhere at no
-    cost; photographs seldom have it.
+    The sum of two, whose means are over 8x8 and 16x16 LR pixels: the smaller finds a mesh that is confined, the larger one
+    that a texture hides. Sub-pixel convolution (section 2.1.1) draws the same scale x scale pattern everywhere at no cost;
+    photographs seldom have it.
     """
-    sr, hr = (repeated_pattern(detail(luma(imgs), scale), scale) for imgs in (sr_imgs, hr_imgs))
-    return F.relu(sr - hr).square().mean()
+    sr, hr = (detail(luma(imgs), scale) for imgs in (sr_imgs, hr_imgs))
+    excess = (repeated_pattern(sr, scale, side) - repeated_pattern(hr, scale, side) for side in (8, 16))
+    return sum(F.relu(more).square().mean() for more in excess)
 
 
 def excess_error_loss(sr_imgs, hr_imgs, faithful_imgs):
@@ -144,11 +146,11 @@ def local_rms(y):
     return (F.avg_pool2d(y.square(), 7, stride=1, padding=3, count_include_pad=False) + 1e-6).sqrt()
 
 
-def repeated_pattern(y, scale):
-    """How strong the pattern is that 8x8 LR pixels have in common: (N, 1, H, W) -> its root mean square, (N, h, w).
+def repeated_pattern(y, scale, side):
+    """How strong the pattern is that side x side LR pixels have in common: (N, 1, H, W) -> its root mean square, (N, h, w).
 
-    With crops of less than 8 LR pixels, that of all of them.
+    With crops of fewer LR pixels, that of all of them.
     """
     cells = F.pixel_unshuffle(y, scale)
-    size = [min(8, side) for side in cells.shape[-2:]]
-    return (F.avg_pool2d(cells, size, stride=4).square().mean(1) + 1e-8).sqrt()
+    size = [min(side, whole) for whole in cells.shape[-2:]]
+    return (F.avg_pool2d(cells, size, stride=side // 2).square().mean(1) + 1e-8).sqrt()

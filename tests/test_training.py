@@ -161,11 +161,11 @@ def test_gan_step_is_that_of_the_equations(networks, batch, content_loss, more):
             squares, ones = (
                 F.pad(plane, (3, 3, 3, 3)).unfold(2, 7, 1).unfold(3, 7, 1) for plane in (rest**2, torch.ones_like(y))
             )
-            pattern = rest.reshape(len(y), 8, 4, 8, 4).mean((1, 3))  # crops of 32: 8x8 LR pixels of 4x4
+            pattern = rest.reshape(len(y), 8, 4, 8, 4).mean((1, 3))  # crops of 32: 8x8 LR pixels of 4x4, no more
             patterns.append((pattern.square().mean((1, 2)) + 1e-8).sqrt())
             rms.append((squares.sum((4, 5)) / ones.sum((4, 5)) + 1e-6).sqrt())
         terms["echo"] = 11 * ((rms[0] - 1.2 * rms[1]).clamp(min=0) ** 2).mean()
-        terms["mesh"] = 17 * ((patterns[0] - patterns[1]).clamp(min=0) ** 2).mean()
+        terms["mesh"] = 17 * 2 * ((patterns[0] - patterns[1]).clamp(min=0) ** 2).mean()
         terms["detail"] = 13 * ((0.8 * rms[1] - rms[0]).clamp(min=0) ** 2).mean()
     sum(terms.values()).backward()
     for key, value in terms.items():
