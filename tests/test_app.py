@@ -86,7 +86,8 @@ def chromium():
 def open_page(chromium, blocks, width=1200, **options):
     page = chromium.new_page(viewport={"width": width, "height": 1000}, **options)
     page.set_default_timeout(WAIT)
-    page.goto(blocks.local_url)
+    with page.expect_request(lambda request: "/heartbeat/" in request.url):  # by its end the page is known to be closed
+        page.goto(blocks.local_url)
     return page
 
 
