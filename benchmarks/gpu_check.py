@@ -247,7 +247,9 @@ def check_steps(args):
                 if stage == 1:
                     figures = train_srresnet.train_step(networks[0], optimizers[0], *imgs)
                 else:
-                    figures = train_srgan.train_step(*networks, vgg19(args, device), *optimizers, *imgs, options)
+                    parts = *networks, vgg19(args, device), *optimizers
+                    faithful = load_network(SHIPPED["srresnet"]).to(device)
+                    figures = train_srgan.train_step(*parts, *imgs, options, faithful=faithful)
             gradients = [torch.cat([p.grad.flatten().cpu() for p in network.parameters()]) for network in networks]
             results.append(({key: value.item() for key, value in figures.items()}, gradients))
         (expected, gradients), (found, ours) = results

@@ -1,7 +1,8 @@
-"""benchmarks/gpu_check.py says what failed. That its checks run, continuous integration sees, which calls it on the CPU."""
+"""benchmarks/gpu_check.py says what failed. That all its checks run, continuous integration sees, which calls it on the CPU."""
 
 import importlib
 import json
+import subprocess
 import sys
 
 import pytest
@@ -67,3 +68,12 @@ def test_a_script_that_refuses_is_a_check_that_failed_and_the_next_one_runs(gpu_
     status, report = run(gpu_check, monkeypatch, tmp_path, waiting=refused, resume=broken, tiles=good)
     assert status == 1 and capsys.readouterr().err.splitlines()[-1] == "failed: waiting, resume"
     assert [row["check"] for row in report["rows"]][-1] == "tiles"
+
+
+def test_the_steps_are_those_of_the_shipped_recipe(tmp_path):
+    """By the real check, which calls train_step itself: a loss that needs more than it is given would show here."""
+    words = [sys.executable, ROOT / "benchmarks" / "gpu_check.py", "--device", "cpu", "--only", "steps"]
+    done = subprocess.run([*words, "--output", tmp_path / "out.json"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert {row["what"][:7] for row in rows} == {"stage 1", "stage 2"} and all(row["holds"] for row in rows)
