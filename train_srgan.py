@@ -144,6 +144,14 @@ def parse_arguments(words=None):
     add("--vgg-crop", type=number(int, 16), metavar="SIDE", help="let VGG19 see a square of the crops (default: whole)")
     add("--init-discriminator", metavar="FILE", help="last.pth of another run, to go on with its discriminator")
     add(
+        "--discriminator-alone",
+        type=number(int, 0),
+        default=0,
+        metavar="STEPS",
+        help="first steps in which only the discriminator learns: for an --init that is sharp, as checkpoints/srgan_x4.pth, "
+        "which a discriminator that knows nothing would make soft",
+    )
+    add(
         "--freeze-bn",
         choices=("generator", "both"),
         help="keep the statistics of batch normalisation of the start, in the generator or in both networks",
@@ -398,8 +406,8 @@ def main(args):
     )
     for step, lr_imgs, hr_imgs in run.steps(run.loader(dataset, start), start):
         learning_rate = learning_rate_at(step, args)
-        for optimizer in (optimizer_g, optimizer_d):
-            optimizer.param_groups[0]["lr"] = learning_rate
+        optimizer_g.param_groups[0]["lr"] = learning_rate if step > args.discriminator_alone else 0.0
+        optimizer_d.param_groups[0]["lr"] = learning_rate
         networks, optimizers = (trained_g, trained_d, vgg), (optimizer_g, optimizer_d)
         figures = step_once(*networks, *optimizers, lr_imgs, hr_imgs, args, run.dtype, step, run.scaler, faithful)
         update_ema(ema, generator, step, args.ema_decay)

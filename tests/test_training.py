@@ -600,6 +600,33 @@ def test_a_resumed_run_remembers_where_it_began(stage, work):
     assert runs.Checkpoints(Path("checkpoints/small")).load_newest()["args"]["init"] == before["init"]
 
 
+def test_the_discriminator_learns_alone_at_first(work, lists, vgg_file, monkeypatch):
+    flags = ["--data-folder", lists["off"], "--name", "small", "--device", "cpu", "--crop-size", 32, "--batch-size", 2]
+    flags += ["--init", "none", "--blocks", 1, "--channels", 8, "--vgg-weights", vgg_file, "--vgg-layer", 22]
+    flags += [
+        "--discriminator-channels",
+        4,
+        "--freeze-bn",
+        "generator",
+        "--steps",
+        4,
+        "--discriminator-alone",
+        2,
+        "--save-every",
+        1,
+    ]
+    seen = []
+    save = runs.Run.save
+    monkeypatch.setattr(
+        runs.Run, "save", lambda run, step, **state: (seen.append(copy.deepcopy(state)), save(run, step, **state))
+    )
+    call("train_srgan", *flags, "--steps", 4, "--discriminator-alone", 2)
+    first, second, third, fourth = seen
+    assert equal(first["weights"], second["weights"]) and equal(second["weights"], second["ema"])
+    assert not equal(second["weights"], third["weights"]) and not equal(third["weights"], fourth["weights"])
+    assert not equal(first["discriminator"], second["discriminator"])
+
+
 def test_a_run_at_a_constant_rate_may_be_prolonged(stage, work):
     script, flags = stage
     call(script, *flags, "--schedule", "constant", "--steps", 2)
