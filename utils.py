@@ -154,8 +154,9 @@ def add_training_arguments(parser, stage, steps, learning_rate, schedule):
 
 
 def parse_with_recipe(parser, recipes, words=None):
-    """The arguments, with the defaults of the recipe that --recipe names; flags override them."""
-    parser.add_argument("--recipe", choices=recipes, default="paper", help="a preset of flags, which other flags override")
+    """The arguments, with the defaults of the recipe that --recipe names, or of the first; flags override them."""
+    bare = next(iter(recipes))
+    parser.add_argument("--recipe", choices=recipes, default=bare, help="a preset of flags, which other flags override")
     parser.set_defaults(**recipes[parser.parse_args(words).recipe])
     return parser.parse_args(words)
 

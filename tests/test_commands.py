@@ -15,7 +15,7 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 
 import utils
 
-SCRIPTS = ["create_data_lists", "train_srresnet", "train_srgan", "eval", "test"]
+SCRIPTS = ["create_data_lists", "train_srresnet", "train_srgan", "train_distilled", "eval", "test"]
 TRAINING = ["train_srresnet", "train_srgan"]
 
 
@@ -39,7 +39,7 @@ def test_help_answers_without_importing_torch(tmp_path):
 
 
 def test_bad_flags_end_with_status_2_and_one_line(tmp_path):
-    processes = {script: start(tmp_path, ROOT / f"{script}.py", "--nonsense") for script in SCRIPTS[:4]}
+    processes = {script: start(tmp_path, ROOT / f"{script}.py", "--nonsense") for script in SCRIPTS[:5]}
     processes["train_srresnet --steps"] = start(tmp_path, ROOT / "train_srresnet.py", "--steps", "many")
     for process in processes.values():
         out, err = process.communicate()

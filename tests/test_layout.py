@@ -25,7 +25,7 @@ FLOORS = [
     {"metrics", "datasets", "logs", "upscaling", "more_metrics"},
     {"spandrel_srresnet"},
     {"runs"},
-    {"create_data_lists", "train_srresnet", "train_srgan", "eval", "test", "export", "hubconf", "app"},
+    {"create_data_lists", "train_srresnet", "train_srgan", "train_distilled", "eval", "test", "export", "hubconf", "app"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 LONGEST = 400  # lines of code: neither empty, nor a comment, nor of a docstring

@@ -18,6 +18,7 @@ import compiling
 import devices
 import losses
 import runs
+import train_distilled
 import train_srgan
 import train_srresnet
 import utils
@@ -26,6 +27,7 @@ from image_lists import read_list
 from models import Discriminator, Generator, SRResNet, TruncatedVGG19
 from weights import load_checkpoint, load_network, save_checkpoint
 
+MODULES = {"train_srresnet": train_srresnet, "train_srgan": train_srgan, "train_distilled": train_distilled}
 GAN_ARGS = train_srgan.parse_arguments(["--vgg-layer=22", "--vgg-factor=0.5", "--adversarial-weight=0.1"])
 
 
@@ -300,10 +302,17 @@ def test_vgg_sees_the_same_square_of_both_wherever_the_run_began():
     assert len(places) == 16
 
 
-@pytest.mark.parametrize("script, flags", [("train_srresnet", []), ("train_srgan", ["--init", "start.pth"])])
-def test_recipes(script, flags):
-    module = {"train_srresnet": train_srresnet, "train_srgan": train_srgan}[script]
-    bare, paper = (vars(module.parse_arguments([*flags, *more])) for more in ([], ["--recipe", "paper"]))
+@pytest.mark.parametrize(
+    "script, flags, first",
+    [
+        ("train_srresnet", [], "paper"),
+        ("train_srgan", ["--init", "start.pth"], "paper"),
+        ("train_distilled", ["--faithful", "start.pth"], "plain"),
+    ],
+)
+def test_recipes(script, flags, first):
+    module = MODULES[script]
+    bare, paper = (vars(module.parse_arguments([*flags, *more])) for more in ([], ["--recipe", first]))
     assert bare == paper
     for name, recipe in module.RECIPES.items():
         args = vars(module.parse_arguments([*flags, "--recipe", name]))
@@ -384,7 +393,7 @@ def test_without_a_compiler_auto_goes_on_and_says_so(monkeypatch, capsys):
 # Whole runs
 
 
-@pytest.fixture(params=["train_srresnet", "train_srgan"])
+@pytest.fixture(params=MODULES)
 def stage(request, work, lists, vgg_file):
     """A script and the flags of a small run of it."""
     flags = ["--data-folder", lists["off"], "--name", "small", "--device", "cpu", "--precision", "fp32", "--workers", 0]
@@ -392,12 +401,16 @@ def stage(request, work, lists, vgg_file):
     flags += ["--steps", 6, "--schedule", "cosine", "--warmup-steps", 2, "--ema-decay", 0.5, "--validate-every", 2]
     if request.param == "train_srgan":
         flags += ["--init", "none", "--vgg-weights", vgg_file, "--vgg-layer", 22, "--discriminator-channels", 4]
+    if request.param == "train_distilled":
+        network = SRResNet(4, 1, 8)
+        save_checkpoint(work / "teacher.pth", {"config": network.config, "weights": network.state_dict()})
+        flags = [*flags[:10], *flags[14:], "--faithful", work / "teacher.pth", "--turns", 2]  # without the sizes of a network
     return request.param, flags
 
 
 def after_step(monkeypatch, script, number, action):
     """Do something to a run in the middle of a step, when the networks have been trained and nothing was logged."""
-    module = {"train_srresnet": train_srresnet, "train_srgan": train_srgan}[script]
+    module = MODULES[script]
     update_ema = runs.update_ema
 
     def hook(ema, network, step, decay):
@@ -647,8 +660,9 @@ def test_the_name_of_a_run_is_taken_once(stage, work, capsys):
 def test_a_run_of_the_other_stage_is_not_resumed(stage, capsys, lists, vgg_file):
     script, flags = stage
     call(script, *flags)
-    common = flags[: flags.index("--init")] if script == "train_srgan" else flags
-    if script == "train_srgan":
+    own = {"train_srgan": "--init", "train_distilled": "--faithful"}.get(script)
+    common = flags[: flags.index(own)] if own else flags
+    if own:
         refusal(capsys, "train_srresnet", *common, "--resume")
     else:
         more = ["--vgg-weights", vgg_file, "--vgg-layer", 22, "--discriminator-channels", 4]

@@ -1,0 +1,151 @@
+"""Distillation: what is to be learnt of finished networks, the step, and that it brings a network nearer to its target."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import call, refusal
+
+import train_distilled
+from datasets import training_pair
+from image_lists import read_list
+from inference import SelfEnsemble, for_inference
+from losses import chroma, luma
+from models import Generator, SRResNet
+from pictures.pixels import read_image
+from weights import load_checkpoint, load_network, save_checkpoint
+
+ARGS = train_distilled.parse_arguments([])
+
+
+def some_args(**changes):
+    return SimpleNamespace(**vars(ARGS) | changes)
+
+
+@pytest.fixture
+def batch(photographs):
+    """Four real training pairs, the second gray and the third of one colour."""
+    crops = [torch.from_numpy(photographs[i][20:52, 20:52].copy()).permute(2, 0, 1) for i in (0, 3, 6, 9)]
+    crops[1] = crops[1][:1].expand(3, -1, -1)
+    crops[2] = torch.tensor([250, 128, 3], dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 32)
+    return training_pair(torch.stack(crops), 4)
+
+
+@pytest.fixture
+def teachers():
+    torch.manual_seed(0)
+    return [for_inference(SRResNet(4, blocks=1, channels=8)) for _ in range(2)]
+
+
+def small(imgs):
+    return F.interpolate(imgs, (8, 8), mode="bicubic", antialias=True)
+
+
+def test_the_target_of_one_network_is_what_it_makes(teachers, batch):
+    lr_imgs, hr_imgs = batch
+    made = teachers[0](lr_imgs)
+    targets, faithful_imgs = train_distilled.target_images(teachers[0], None, *batch, some_args(degradation="photo"), 1)
+    assert torch.equal(faithful_imgs, made) and torch.equal(targets[0], made[0]) and torch.equal(targets[3], made[3])
+    targets, _ = train_distilled.target_images(teachers[0], None, *batch, ARGS, 1)  # of a clean LR image, which is known
+    more = F.interpolate(2 * lr_imgs - 1 - small(made), (32, 32), mode="bicubic", antialias=True)
+    assert torch.allclose(targets[0], (made + more)[0], atol=1e-6)
+    assert (small(targets) - 2 * lr_imgs + 1)[0].abs().mean() < 0.5 * (small(made) - 2 * lr_imgs + 1)[0].abs().mean()
+
+
+def test_the_target_of_two_has_the_colours_of_the_faithful_one(teachers, batch):
+    args = some_args(degradation="photo", factor=1.5)
+    with torch.no_grad():
+        faithful_imgs, sharp_imgs = (teacher(batch[0]) for teacher in teachers)
+        targets, _ = train_distilled.target_images(*teachers, *batch, args, 1)
+    assert torch.allclose(chroma(targets)[0], chroma(faithful_imgs)[0], atol=1e-6)
+    difference = luma(sharp_imgs) - luma(faithful_imgs)
+    assert torch.allclose(luma(targets)[:2], (luma(faithful_imgs) + 1.5 * difference)[:2], atol=1e-6)
+
+
+@pytest.mark.parametrize("degradation", ["bicubic", "photo"])
+def test_gray_pictures_and_pages_of_one_colour_are_known(teachers, batch, degradation):
+    targets, _ = train_distilled.target_images(*teachers, *batch, some_args(degradation=degradation), 1)
+    assert chroma(targets)[1].abs().max() < 1e-6 < 1e-3 < chroma(targets)[0].abs().max()
+    assert torch.equal(targets[2], batch[1][2]) and not torch.equal(targets[0], batch[1][0])
+
+
+def test_eight_turns_are_the_self_ensemble_and_fewer_are_a_part_of_it(teachers, batch):
+    lr_imgs, ensemble = batch[0][:1], SelfEnsemble(teachers[0])
+    of = lambda turns, step=1: train_distilled.faithful_images(teachers[0], lr_imgs, some_args(turns=turns), step)  # noqa: E731
+    assert torch.allclose(of(8), ensemble.reconstruct(ensemble.features(lr_imgs)), atol=1e-5)
+    assert torch.equal(of(1), teachers[0](lr_imgs)) and torch.equal(of(2), of(2)) and not torch.equal(of(2), of(2, step=2))
+    mean = sum(of(2, step) for step in range(400)) / 400
+    assert (mean - of(8)).abs().mean() < 0.2 * (of(2) - of(8)).abs().mean()
+
+
+def test_the_step_is_that_of_its_terms(teachers, batch):
+    weights = {"luma_weight": 2.0, "chroma_weight": 3.0, "consistency_weight": 5.0, "echo_weight": 7.0}
+    args = some_args(**weights, mesh_weight=11.0, excess_weight=13.0, factor=0.5)
+    torch.manual_seed(1)
+    network = SRResNet(4, 1, 8)
+    reference = copy.deepcopy(network)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    figures = train_distilled.train_step(network, *teachers, optimizer, *batch, args)
+    targets, faithful_imgs = train_distilled.target_images(*teachers, *batch, args, 0)
+    sr_imgs, hr_imgs = reference(batch[0]), batch[1]
+    terms = {
+        "luma": 2 * (luma(sr_imgs) - luma(targets)).abs().mean(),
+        "chroma": 3 * (chroma(sr_imgs) - chroma(targets)).abs().mean(),
+        "consistency": 5 * train_distilled.consistency_loss(sr_imgs, hr_imgs, 4),
+        "echo": 7 * train_distilled.echo_loss(sr_imgs, hr_imgs, 4),
+        "mesh": 11 * train_distilled.mesh_loss(sr_imgs, hr_imgs, 4),
+        "excess": 13 * train_distilled.excess_error_loss(sr_imgs, hr_imgs, faithful_imgs),
+    }
+    sum(terms.values()).backward()
+    for name, value in (terms | {"loss": sum(terms.values())}).items():
+        assert torch.isclose(figures[name], value, rtol=1e-4)
+    for before, after in zip(reference.parameters(), network.parameters(), strict=True):
+        assert torch.allclose(before - 0.1 * before.grad, after, atol=1e-5)
+
+
+@pytest.fixture
+def finished(work, lists):
+    """Weights of either stage, and the flags of a small run that learns of them."""
+    torch.manual_seed(0)
+    for name, network in (("srresnet", SRResNet(4, 1, 8)), ("srgan", Generator(4, 1, 8))):
+        save_checkpoint(work / f"{name}.pth", {"config": network.config, "weights": network.state_dict()})
+    flags = ["--data-folder", lists["on"], "--name", "small", "--device", "cpu", "--precision", "fp32", "--workers", 0]
+    flags += ["--crop-size", 32, "--batch-size", 4, "--learning-rate", 1e-3, "--steps", 6, "--validate-every", 3]
+    return [*flags, "--faithful", "srresnet.pth"]
+
+
+def test_a_network_comes_nearer_to_its_target(finished, lists):
+    torch.manual_seed(1)
+    other = SRResNet(4, 1, 8)
+    save_checkpoint("other.pth", {"config": other.config, "weights": other.state_dict()})
+    flags = ["--init", "other.pth", "--turns", 2, "--steps", 100, "--validate-every", 100, "--learning-rate", 3e-3]
+    call("train_distilled", *finished, *flags, "--ema-decay", 0.5)
+    teacher = for_inference(load_network("srresnet.pth"))
+    distances = []
+    for path in ("other.pth", "checkpoints/small/last.pth"):
+        student, distance = for_inference(load_network(path)), 0
+        for image in read_list(lists["on"] / "validation_images.json"):
+            pixels = read_image(image)[:64, :64].transpose(2, 0, 1).copy()
+            pair = training_pair(torch.from_numpy(pixels)[None], 4)
+            targets, _ = train_distilled.target_images(teacher, None, *pair, some_args(turns=8), 1)
+            distance += (student(pair[0]) - targets).abs().mean()
+        distances.append(distance)
+    assert distances[1] < 0.5 * distances[0]
+
+
+def test_the_kind_of_network_is_that_of_its_start(finished):
+    call("train_distilled", *finished, "--sharp", "srgan.pth", "--recipe", "shipped", "--steps", 2)
+    assert load_checkpoint("checkpoints/small/last.pth")["config"]["arch"] == "srgan"
+    call("train_distilled", *finished, "--sharp", "srgan.pth", "--init", "srresnet.pth", "--steps", 2, "--name", "two")
+    assert load_checkpoint("checkpoints/two/last.pth")["config"]["arch"] == "srresnet"
+
+
+def test_what_is_missing_or_of_another_scale_is_refused(finished, work, capsys):
+    assert "--faithful" in refusal(capsys, "train_distilled", *finished[:-2])
+    network = SRResNet(2, 1, 8)
+    save_checkpoint(work / "twice.pth", {"config": network.config, "weights": network.state_dict()})
+    line = refusal(capsys, "train_distilled", *finished, "--sharp", "twice.pth")
+    assert "twice.pth" in line and "x2" in line
+    assert "nowhere.pth" in refusal(capsys, "train_distilled", *finished, "--sharp", "nowhere.pth")

@@ -1,0 +1,208 @@
+"""Stage 3, not in the paper: teach a network what finished ones know together (Hinton et al. 2015; docs/LOG.md, 2026-11-26).
+
+    python train_distilled.py --faithful checkpoints/srresnet_x4.pth --turns 2
+    python train_distilled.py --faithful checkpoints/srresnet_x4.pth --sharp checkpoints/srgan_x4.pth --factor 1.5
+    python train_distilled.py --resume
+
+There is no discriminator and no VGG19, so a step costs a fraction of stage 2's, and nothing drifts: the target of each LR
+image is a function of networks that stay as they are. Without --sharp it is what the network of stage 1 makes of it, with
+--turns 8 the mean of what it makes of its eight flips and turns. With --sharp it has that network's colours and, in luma,
+--factor times the difference between the network of stage 2 and it. The lists in the data folder come from
+create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to results/NAME.
+"""
+
+from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, parse_with_recipe, user_errors
+
+SHIPPED = {
+    "consistency_weight": 500.0,
+    "echo_weight": 1000.0,
+    "mesh_weight": 3000.0,
+    "excess_weight": 500.0,
+    "crop_size": 128,
+    "batch_size": 4,
+    "schedule": "cosine",
+    "warmup_steps": 20,
+    "ema_decay": 0.99,
+    "gray_share": 0.2,
+    "stretch_share": 0.1,
+    "steps": 450,
+}
+RECIPES = {
+    "plain": {},
+    "faithful": {
+        "crop_size": 256,
+        "batch_size": 2,
+        "schedule": "cosine",
+        "warmup_steps": 50,
+        "gray_share": 0.1,
+        "stretch_share": 0.1,
+        "flat_share": 0.05,
+        "steps": 8000,
+    },
+    "shipped": SHIPPED,
+    "photo": SHIPPED
+    | {"degradation": "photo", "factor": 2.0, "consistency_weight": 50.0, "mesh_weight": 6000.0, "excess_weight": 1000.0},
+}
+
+
+def parse_arguments(words=None):
+    parser = ArgumentParser(__doc__)
+    add = parser.add_argument
+    add("--faithful", metavar="FILE", help="weights of stage 1")
+    add(
+        "--turns",
+        type=number(int, 1, 8),
+        default=1,
+        help="let it see each LR image in so many of the eight flips and turns, drawn anew each step, and take the mean; "
+        "1: upright alone",
+    )
+    add("--sharp", metavar="FILE", help="weights of stage 2 (default: none)")
+    add("--factor", type=number(float, 0), default=1.0, help="of the difference in luma between --sharp and --faithful")
+    add("--init", metavar="FILE", help="weights to start from (default: --sharp, or else --faithful)")
+    add("--luma-weight", type=number(float, 0), default=20.0, help="of the mean absolute error of luma against the target")
+    add("--chroma-weight", type=number(float, 0), default=20.0, help="of that of Cb and Cr")
+    add("--consistency-weight", type=number(float, 0), default=0.0, help="as in train_srgan.py, against the HR image")
+    add("--echo-weight", type=number(float, 0), default=0.0, help="as in train_srgan.py")
+    add("--mesh-weight", type=number(float, 0), default=0.0, help="as in train_srgan.py")
+    add("--excess-weight", type=number(float, 0), default=0.0, help="as in train_srgan.py")
+    add("--lpips-backbone", metavar="FILE", help="choose best.pth by LPIPS, as in train_srgan.py (default: by PSNR)")
+    add_training_arguments(parser, stage=3, steps=1000, learning_rate=1e-4, schedule="cosine")
+    return parse_with_recipe(parser, RECIPES, words)
+
+
+if __name__ == "__main__":  # before the imports that take seconds, so that --help and a bad flag answer at once
+    args = parse_arguments()
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from devices import UNSCALED, autocast, descend
+from inference import TURNS, for_inference, turn, turned_back
+from losses import chroma, consistency_loss, echo_loss, excess_error_loss, luma, mesh_loss, resize
+from metrics import DIAGNOSTICS, FIGURES, load_lpips
+from models import build_network
+from runs import Run, freeze_bn, learning_rate_at, load_data, update_ema
+from utils import UserError
+from weights import load_network, start_from
+
+
+def faithful_images(faithful, lr_imgs, args, step):
+    """What the network of stage 1 makes of LR images (N, 3, h, w) in [0, 1]: (N, 3, H, W) float32 in about [-1, 1].
+
+    Of the flips and turns, whose mean is better than what it makes of the upright image, a few in each step will do: on
+    average over the steps they are all (Timofte et al., CVPR 2016, section 3.6). They are a function of (seed, step).
+    """
+    lr_imgs = lr_imgs.to(next(faithful.parameters()).dtype)
+    if args.turns == 1:
+        return faithful(lr_imgs).float()
+    drawn = np.random.default_rng([args.seed, 6, step]).permutation(len(TURNS))[: args.turns]
+    return sum(turned_back(faithful(turn(lr_imgs, *TURNS[i])).float(), *TURNS[i]) for i in drawn) / args.turns
+
+
+def target_images(faithful, sharp, lr_imgs, hr_imgs, args, step):
+    """The images to learn, (N, 3, H, W) in about [-1, 1], and those of stage 1, which they are made of."""
+    faithful_imgs = faithful_images(faithful, lr_imgs, args, step)
+    targets = faithful_imgs
+    if sharp is not None:
+        sharp_imgs = sharp(lr_imgs.to(next(sharp.parameters()).dtype)).float()
+        targets = faithful_imgs + args.factor * luma(sharp_imgs - faithful_imgs)  # Y is one offset of all three channels
+    if args.degradation == "bicubic":  # what the LR image shows is known: one back-projection (Irani and Peleg 1991)
+        targets = targets + resize(2 * lr_imgs - 1 - resize(targets, lr_imgs.shape[-2:]), targets.shape[-2:])
+    # So are the colours of gray pictures, and all of a page of one colour.
+    gray = chroma(hr_imgs).abs().amax((1, 2, 3), keepdim=True) < 1e-3
+    flat = (hr_imgs.amax((2, 3), keepdim=True) - hr_imgs.amin((2, 3), keepdim=True)).amax(1, keepdim=True) == 0
+    return torch.where(flat, hr_imgs, torch.where(gray, luma(targets), targets)), faithful_imgs
+
+
+def train_step(network, faithful, sharp, optimizer, lr_imgs, hr_imgs, args, dtype=torch.float32, step=0, scaler=UNSCALED):
+    """One step on LR images (N, 3, h, w) in [0, 1] and HR images (N, 3, H, W) in [-1, 1]; returns its figures."""
+    with torch.no_grad():
+        targets, faithful_imgs = target_images(faithful, sharp, lr_imgs, hr_imgs, args, step)
+    with autocast(lr_imgs.device, dtype):
+        sr_imgs = network(lr_imgs)
+    sr_imgs = sr_imgs.float()
+    terms = {
+        "luma": args.luma_weight * F.l1_loss(luma(sr_imgs), luma(targets)),
+        "chroma": args.chroma_weight * F.l1_loss(chroma(sr_imgs), chroma(targets)),
+    }
+    if args.consistency_weight:
+        terms["consistency"] = args.consistency_weight * consistency_loss(sr_imgs, hr_imgs, args.scale)
+    if args.echo_weight:
+        terms["echo"] = args.echo_weight * echo_loss(sr_imgs, hr_imgs, args.scale)
+    if args.mesh_weight:
+        terms["mesh"] = args.mesh_weight * mesh_loss(sr_imgs, hr_imgs, args.scale)
+    if args.excess_weight:
+        terms["excess"] = args.excess_weight * excess_error_loss(sr_imgs, hr_imgs, faithful_imgs)
+    loss = sum(terms.values())
+    gradient_norm = descend(loss, network, optimizer, scaler)
+    scaler.update()
+    return {"loss": loss, **terms, "gradient_norm": gradient_norm}
+
+
+def main(args):
+    check_training_arguments(args)
+    if args.faithful is None:
+        raise UserError("give --faithful FILE, the weights of stage 1 (as checkpoints/srresnet_x4.pth)")
+    run = Run(args, default_name=f"distilled_x{args.scale}")
+    dataset, validation = load_data(args)
+
+    torch.manual_seed(args.seed)
+    teachers = [load_network(path) if path else None for path in (args.faithful, args.sharp)]
+    for path, teacher in zip((args.faithful, args.sharp), teachers):
+        if teacher and teacher.config["scale"] != args.scale:
+            raise UserError(f"{path} is for x{teacher.config['scale']}, --scale {args.scale}")
+    checkpoint = run.checkpoints.load_newest() if args.resume else None
+    start_file = args.init or args.sharp or args.faithful
+    network = build_network(checkpoint["config"] if checkpoint else load_network(start_file).config)
+    if not checkpoint:
+        start_from(start_file, network)
+    network.to(run.device, memory_format=torch.channels_last)
+    faithful, sharp = (teacher and for_inference(teacher, run.device, run.dtype) for teacher in teachers)
+    ema = copy.deepcopy(network).requires_grad_(False)
+    optimizer = torch.optim.Adam(network.parameters(), args.learning_rate, fused=True)
+    start = 0
+    if checkpoint:
+        start = run.restore(checkpoint, dataset)
+        network.load_state_dict(checkpoint["weights"])
+        ema.load_state_dict(checkpoint["ema"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+
+    more_metrics = {"lpips": load_lpips(args.lpips_backbone, run.device)} if args.lpips_backbone else {}
+    freeze_bn(network)  # crops of a page of one colour are no sample of pictures
+    trained = run.parallel(network)
+    step_once = run.guarded(train_step, network, optimizer)
+    terms = ["luma", "chroma", "consistency", "echo", "mesh", "excess"]
+    run.start(
+        start,
+        columns=["learning_rate", "loss", *terms, "gradient_norm"]
+        + [f"validation/{figure}" for figure in (*FIGURES, *more_metrics, *DIAGNOSTICS)],
+        recipe=RECIPES[args.recipe],
+        training_images=len(dataset.paths),
+        validation_images=len(validation),
+    )
+    for step, lr_imgs, hr_imgs in run.steps(run.loader(dataset, start), start):
+        learning_rate = learning_rate_at(step, args)
+        optimizer.param_groups[0]["lr"] = learning_rate
+        figures = step_once(trained, faithful, sharp, optimizer, lr_imgs, hr_imgs, args, run.dtype, step, run.scaler)
+        update_ema(ema, network, step, args.ema_decay)
+        run.log(step, learning_rate, **figures)
+
+        if run.validate_due(step):
+            measured = run.validate(step, for_inference(ema, run.device, run.dtype), validation, more_metrics)
+            run.save_if_best(step, -measured["lpips"] if more_metrics else measured["psnr"], ema)
+        if run.save_due(step):
+            run.save(
+                step,
+                config=network.config,
+                weights=network.state_dict(),
+                ema=ema.state_dict(),
+                optimizer=optimizer.state_dict(),
+            )
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(args)
