@@ -113,8 +113,12 @@ def target_images(faithful, sharp, lr_imgs, hr_imgs, args, step):
         targets = targets + resize(2 * lr_imgs - 1 - resize(targets, lr_imgs.shape[-2:]), targets.shape[-2:])
     # So are the colours of gray pictures, and all of a page of one colour.
     gray = chroma(hr_imgs).abs().amax((1, 2, 3), keepdim=True) < 1e-3
-    flat = (hr_imgs.amax((2, 3), keepdim=True) - hr_imgs.amin((2, 3), keepdim=True)).amax(1, keepdim=True) == 0
-    return torch.where(flat, hr_imgs, torch.where(gray, luma(targets), targets)), faithful_imgs
+    return torch.where(of_one_colour(hr_imgs), hr_imgs, torch.where(gray, luma(targets), targets)), faithful_imgs
+
+
+def of_one_colour(imgs):
+    """Which of the images (N, 3, H, W) are a page of one colour: (N, 1, 1, 1), True or False."""
+    return (imgs.amax((2, 3), keepdim=True) == imgs.amin((2, 3), keepdim=True)).all(1, keepdim=True)
 
 
 def train_step(network, faithful, sharp, optimizer, lr_imgs, hr_imgs, args, dtype=torch.float32, step=0, scaler=UNSCALED):
