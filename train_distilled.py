@@ -1,19 +1,33 @@
 """Stage 3, not in the paper: teach a network what finished ones know together (Hinton et al. 2015; docs/LOG.md, 2026-11-26).
 
-    python train_distilled.py --faithful checkpoints/srresnet_x4.pth --turns 2
-    python train_distilled.py --faithful checkpoints/srresnet_x4.pth --sharp checkpoints/srgan_x4.pth --factor 1.5
+    python train_distilled.py --recipe faithful --faithful checkpoints/srresnet_x4.pth
+    python train_distilled.py --recipe shipped --faithful checkpoints/srresnet_x4.pth --sharp checkpoints/srgan_x4.pth
     python train_distilled.py --resume
 
 There is no discriminator and no VGG19, so a step costs a fraction of stage 2's, and nothing drifts: the target of each LR
 image is a function of networks that stay as they are. Without --sharp it is what the network of stage 1 makes of it, with
 --turns 8 the mean of what it makes of its eight flips and turns. With --sharp it has that network's colours and, in luma,
---factor times the difference between the network of stage 2 and it. The lists in the data folder come from
-create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to results/NAME.
+--factor times the difference between the network of stage 2 and it. --recipe faithful is for the former, shipped for the
+latter, and photo for the latter on degraded pictures, with the weights for photographs. The lists in the data folder come
+from create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to results/NAME.
 """
 
 from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, parse_with_recipe, user_errors
 
-SHIPPED = {
+FAITHFUL = {
+    "turns": 2,
+    "crop_size": 256,
+    "batch_size": 2,
+    "schedule": "cosine",
+    "warmup_steps": 50,
+    "gray_share": 0.2,
+    "stretch_share": 0.1,
+    "flat_share": 0.02,
+    "steps": 3000,
+}
+SHARP = {
+    "factor": 1.5,
+    "chroma_weight": 60.0,
     "consistency_weight": 500.0,
     "echo_weight": 1000.0,
     "mesh_weight": 3000.0,
@@ -22,27 +36,15 @@ SHIPPED = {
     "batch_size": 4,
     "schedule": "cosine",
     "warmup_steps": 20,
-    "ema_decay": 0.99,
-    "gray_share": 0.2,
+    "ema_decay": 0.995,
+    "gray_share": 0.25,
     "stretch_share": 0.1,
-    "steps": 450,
+    "flat_share": 0.02,
+    "steps": 6000,
 }
-RECIPES = {
-    "plain": {},
-    "faithful": {
-        "crop_size": 256,
-        "batch_size": 2,
-        "schedule": "cosine",
-        "warmup_steps": 50,
-        "gray_share": 0.1,
-        "stretch_share": 0.1,
-        "flat_share": 0.05,
-        "steps": 8000,
-    },
-    "shipped": SHIPPED,
-    "photo": SHIPPED
-    | {"degradation": "photo", "factor": 2.0, "consistency_weight": 50.0, "mesh_weight": 6000.0, "excess_weight": 1000.0},
-}
+PHOTO = {"degradation": "photo", "factor": 2.0, "chroma_weight": 20.0, "consistency_weight": 50.0}
+PHOTO |= {"mesh_weight": 6000.0, "excess_weight": 1000.0, "gray_share": 0.15, "ema_decay": 0.99, "steps": 1500}
+RECIPES = {"plain": {}, "faithful": FAITHFUL, "shipped": SHARP, "photo": SHARP | PHOTO}
 
 
 def parse_arguments(words=None):
