@@ -29,6 +29,7 @@ OTHER_PROGRAMS = {"--logdir", "--shm-size", "--gpus", "--onnx", "--snapshot-upda
 # What makes a training command of the README one of a second.
 SMALL = ["--dry-run", "--batch-size=2", "--crop-size=16", "--device=cpu", "--precision=fp32", "--workers=0"]
 SMALL_FOR = {"train_srresnet": ["--blocks=1", "--channels=4"], "train_srgan": ["--discriminator-channels=2", "--vgg-layer=11"]}
+SMALL_FOR["train_distilled"] = []
 SMALL_FOR["train_srgan"] += ["--discriminator-crop=16", "--vgg-crop=16", "--vgg-weights=vgg.pth"]
 
 
@@ -232,7 +233,7 @@ def test_what_the_checks_of_equations_find():
 @pytest.fixture
 def reader(work, monkeypatch):
     """A folder as the reader of the README has it, with small pictures and small weights in place of the shipped ones."""
-    for script in ("eval", "train_srgan"):
+    for script in ("eval", "train_srgan", "train_distilled"):
         monkeypatch.setattr(f"{script}.load_lpips", lambda *_: lambda sr_img, hr_img: 0.5)  # which may be a download
     picture = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
     picture = Image.fromarray(picture).resize((96, 96), Image.Resampling.BICUBIC)
@@ -245,10 +246,10 @@ def reader(work, monkeypatch):
         for i in range(count):
             shutil.copy("photo.jpg", f"{folder}/{folder.replace('/', '_')}_{i}.jpg")
     torch.manual_seed(0)
-    for run in ("srresnet_x4", "srgan_x4", "srresnet_x4_photo", "srgan_x4_photo", "photo", "mine"):
-        network = Generator(4, 1, 4) if run.startswith("srgan") else SRResNet(4, 1, 4)
+    for run in ("srresnet_x4", "srgan_x4", "srresnet_x4_photo", "srgan_x4_photo", "photo", "mine", "mine_gan2"):
+        network = Generator(4, 1, 4) if "gan" in run else SRResNet(4, 1, 4)
         state = {"config": network.config, "weights": network.state_dict(), "step": 1}
-        state |= {"discriminator": Discriminator(2).state_dict()} if run.startswith("srgan") else {}
+        state |= {"discriminator": Discriminator(2).state_dict()} if "gan" in run else {}
         Path("checkpoints", run).mkdir(parents=True)
         for path in (f"checkpoints/{run}.pth", f"checkpoints/{run}/best.pth", f"checkpoints/{run}/last.pth"):
             save_checkpoint(Path(path), state)
