@@ -340,7 +340,7 @@ class Run:
         """
         before, now = checkpoint["args"], vars(self.args)
         if before.get("stage") != now["stage"]:
-            raise UserError(f"--resume: the run {self.name} is one of the other stage; give another name by --name")
+            raise UserError(f"--resume: the run {self.name} is one of another stage; give another name by --name")
         free = FREE_ON_RESUME | ({"steps"} if now["schedule"] == "constant" else set())
         # A flag that the checkpoint does not know was off: None, False or 0, or as WITHOUT_FLAG says. So was one that is gone
         # by now, or the run cannot go on as it began.

@@ -107,7 +107,7 @@ def add_device_arguments(parser):
 
 
 def add_training_arguments(parser, stage, steps, learning_rate, schedule):
-    """The flags that both stages (1 and 2) share."""
+    """The flags that the stages (1 to 3) share."""
     add = parser.add_argument
     parser.set_defaults(stage=stage)
     add("--data-folder", type=Path, default=Path("data"), help="folder with the lists of create_data_lists.py")

@@ -60,6 +60,7 @@ import benchmark
 import create_data_lists
 import models
 import runs
+import train_distilled
 import train_srgan
 import train_srresnet
 from compiling import should_compile
@@ -233,7 +234,8 @@ def check_steps(args):
     """A training step of each stage in float32, on the device against the CPU: figures and gradients."""
     batch = crops(args, args.sizes.batch)
     options = train_srgan.parse_arguments(["--recipe", "shipped", *args.sizes.gan_flags, "--crop-size", str(args.sizes.crop)])
-    for stage in (1, 2):
+    distilled = train_distilled.parse_arguments(["--recipe", "shipped"])
+    for stage in (1, 2, 3):
         results = []
         for device in (torch.device("cpu"), args.device):
             torch.manual_seed(0)
@@ -246,10 +248,13 @@ def check_steps(args):
             with without_tf32():
                 if stage == 1:
                     figures = train_srresnet.train_step(networks[0], optimizers[0], *imgs)
-                else:
+                elif stage == 2:
                     parts = *networks, vgg19(args, device), *optimizers
                     faithful = load_network(SHIPPED["srresnet"]).to(device)
                     figures = train_srgan.train_step(*parts, *imgs, options, faithful=faithful)
+                else:
+                    teachers = [for_inference(load_network(SHIPPED[name]), device) for name in ("srresnet", "srgan")]
+                    figures = train_distilled.train_step(networks[0], *teachers, optimizers[0], *imgs, distilled)
             gradients = [torch.cat([p.grad.flatten().cpu() for p in network.parameters()]) for network in networks]
             results.append(({key: value.item() for key, value in figures.items()}, gradients))
         (expected, gradients), (found, ours) = results

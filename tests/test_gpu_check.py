@@ -76,4 +76,4 @@ def test_the_steps_are_those_of_the_shipped_recipe(tmp_path):
     done = subprocess.run([*words, "--output", tmp_path / "out.json"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert {row["what"][:7] for row in rows} == {"stage 1", "stage 2"} and all(row["holds"] for row in rows)
+    assert {row["what"][:7] for row in rows} == {"stage 1", "stage 2", "stage 3"} and all(row["holds"] for row in rows)
