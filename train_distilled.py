@@ -2,14 +2,15 @@
 
     python train_distilled.py --recipe faithful --faithful checkpoints/srresnet_x4.pth
     python train_distilled.py --recipe shipped --faithful checkpoints/srresnet_x4.pth --sharp checkpoints/srgan_x4.pth
-    python train_distilled.py --resume
 
 There is no discriminator and no VGG19, so a step costs a fraction of stage 2's, and nothing drifts: the target of each LR
 image is a function of networks that stay as they are. Without --sharp it is what the network of stage 1 makes of it, with
 --turns 8 the mean of what it makes of its eight flips and turns. With --sharp it has that network's colours and, in luma,
 --factor times the difference between the network of stage 2 and it. --recipe faithful is for the former, shipped for the
 latter, and photo for the latter on degraded pictures, with the weights for photographs. The lists in the data folder come
-from create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to results/NAME.
+from create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to results/NAME; the same command with
+--resume goes on with a run. best.pth is chosen on the validation images: by LPIPS if --lpips-backbone is given; otherwise by
+PSNR without --sharp, and with it, since PSNR falls as pictures get sharper, it is that of the last validation.
 """
 
 from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, parse_with_recipe, user_errors
@@ -67,7 +68,7 @@ def parse_arguments(words=None):
     add("--echo-weight", type=number(float, 0), default=0.0, help="as in train_srgan.py")
     add("--mesh-weight", type=number(float, 0), default=0.0, help="as in train_srgan.py")
     add("--excess-weight", type=number(float, 0), default=0.0, help="as in train_srgan.py")
-    add("--lpips-backbone", metavar="FILE", help="choose best.pth by LPIPS, as in train_srgan.py (default: by PSNR)")
+    add("--lpips-backbone", metavar="FILE", help="state dict of AlexNet's features, or imagenet: choose best.pth by LPIPS")
     add_training_arguments(parser, stage=3, steps=1000, learning_rate=1e-4, schedule="cosine")
     return parse_with_recipe(parser, RECIPES, words)
 
@@ -156,17 +157,18 @@ def main(args):
     dataset, validation = load_data(args)
 
     torch.manual_seed(args.seed)
-    teachers = [load_network(path) if path else None for path in (args.faithful, args.sharp)]
-    for path, teacher in zip((args.faithful, args.sharp), teachers):
-        if teacher and teacher.config["scale"] != args.scale:
-            raise UserError(f"{path} is for x{teacher.config['scale']}, --scale {args.scale}")
     checkpoint = run.checkpoints.load_newest() if args.resume else None
-    start_file = args.init or args.sharp or args.faithful
-    network = build_network(checkpoint["config"] if checkpoint else load_network(start_file).config)
-    if not checkpoint:
+    start_file = None if checkpoint else args.init or args.sharp or args.faithful
+    finished = {path: load_network(path) for path in (args.faithful, args.sharp, start_file) if path}
+    for path, teacher in finished.items():
+        if teacher.config["scale"] != args.scale:
+            raise UserError(f"{path} is for x{teacher.config['scale']}, not x{args.scale}; give --scale, or other weights")
+    network = build_network(checkpoint["config"] if checkpoint else finished[start_file].config)
+    if start_file:
         start_from(start_file, network)
     network.to(run.device, memory_format=torch.channels_last)
-    faithful, sharp = (teacher and for_inference(teacher, run.device, run.dtype) for teacher in teachers)
+    faithful = for_inference(finished[args.faithful], run.device, run.dtype)
+    sharp = for_inference(finished[args.sharp], run.device, run.dtype) if args.sharp else None
     ema = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.Adam(network.parameters(), args.learning_rate, fused=True)
     start = 0
@@ -198,7 +200,8 @@ def main(args):
 
         if run.validate_due(step):
             measured = run.validate(step, for_inference(ema, run.device, run.dtype), validation, more_metrics)
-            run.save_if_best(step, -measured["lpips"] if more_metrics else measured["psnr"], ema)
+            figure = -measured["lpips"] if more_metrics else step if args.sharp else measured["psnr"]
+            run.save_if_best(step, figure, ema)
         if run.save_due(step):
             run.save(
                 step,

@@ -146,6 +146,19 @@ def test_what_is_missing_or_of_another_scale_is_refused(finished, work, capsys):
     assert "--faithful" in refusal(capsys, "train_distilled", *finished[:-2])
     network = SRResNet(2, 1, 8)
     save_checkpoint(work / "twice.pth", {"config": network.config, "weights": network.state_dict()})
-    line = refusal(capsys, "train_distilled", *finished, "--sharp", "twice.pth")
-    assert "twice.pth" in line and "x2" in line
+    for flag in ("--sharp", "--init"):
+        line = refusal(capsys, "train_distilled", *finished, flag, "twice.pth")
+        assert "twice.pth" in line and "x2" in line
     assert "nowhere.pth" in refusal(capsys, "train_distilled", *finished, "--sharp", "nowhere.pth")
+
+
+@pytest.mark.parametrize("more, best_step", [([], 3), (["--sharp", "srgan.pth"], 6)])
+def test_the_best_of_a_sharp_run_is_not_that_of_the_highest_psnr(finished, monkeypatch, more, best_step):
+    validate = train_distilled.Run.validate
+
+    def falling(run, step, *rest):
+        return validate(run, step, *rest) | {"psnr": 30.0 - step}
+
+    monkeypatch.setattr(train_distilled.Run, "validate", falling)
+    call("train_distilled", *finished, *more)
+    assert load_checkpoint("checkpoints/small/best.pth")["step"] == best_step
