@@ -105,14 +105,17 @@ def faithful_images(faithful, lr_imgs, args, step):
     return sum(turned_back(faithful(turn(lr_imgs, *TURNS[i])).float(), *TURNS[i]) for i in drawn) / args.turns
 
 
-def target_images(faithful, sharp, lr_imgs, hr_imgs, args, step):
-    """The images to learn, (N, 3, H, W) in about [-1, 1], and those of stage 1, which they are made of."""
+def target_images(faithful, sharp, lr_imgs, hr_imgs, args, step, clean=True):
+    """The images to learn, (N, 3, H, W) in about [-1, 1], and those of stage 1, which they are made of.
+
+    `clean` LR images are the HR images, made small by bicubic, and nothing else.
+    """
     faithful_imgs = faithful_images(faithful, lr_imgs, args, step)
     targets = faithful_imgs
     if sharp is not None:
         sharp_imgs = sharp(lr_imgs.to(next(sharp.parameters()).dtype)).float()
         targets = faithful_imgs + args.factor * luma(sharp_imgs - faithful_imgs)  # Y is one offset of all three channels
-    if args.degradation == "bicubic":  # what the LR image shows is known: one back-projection (Irani and Peleg 1991)
+    if clean:  # what the LR image shows is known: one back-projection (Irani and Peleg 1991)
         targets = targets + resize(2 * lr_imgs - 1 - resize(targets, lr_imgs.shape[-2:]), targets.shape[-2:])
     # So are the colours of gray pictures, and all of a page of one colour.
     gray = chroma(hr_imgs).abs().amax((1, 2, 3), keepdim=True) < 1e-3
@@ -124,10 +127,12 @@ def of_one_colour(imgs):
     return (imgs.amax((2, 3), keepdim=True) == imgs.amin((2, 3), keepdim=True)).all(1, keepdim=True)
 
 
-def train_step(network, faithful, sharp, optimizer, lr_imgs, hr_imgs, args, dtype=torch.float32, step=0, scaler=UNSCALED):
+def train_step(
+    network, faithful, sharp, optimizer, lr_imgs, hr_imgs, args, dtype=torch.float32, step=0, scaler=UNSCALED, clean=True
+):
     """One step on LR images (N, 3, h, w) in [0, 1] and HR images (N, 3, H, W) in [-1, 1]; returns its figures."""
     with torch.no_grad():
-        targets, faithful_imgs = target_images(faithful, sharp, lr_imgs, hr_imgs, args, step)
+        targets, faithful_imgs = target_images(faithful, sharp, lr_imgs, hr_imgs, args, step, clean)
     with autocast(lr_imgs.device, dtype):
         sr_imgs = network(lr_imgs)
     sr_imgs = sr_imgs.float()
@@ -179,6 +184,7 @@ def main(args):
         optimizer.load_state_dict(checkpoint["optimizer"])
 
     more_metrics = {"lpips": load_lpips(args.lpips_backbone, run.device)} if args.lpips_backbone else {}
+    clean = args.degradation == "bicubic" and not dataset.paths.lr_images  # those of a second camera may differ from HR
     freeze_bn(network)  # crops of a page of one colour are no sample of pictures
     trained = run.parallel(network)
     step_once = run.guarded(train_step, network, optimizer)
@@ -194,7 +200,8 @@ def main(args):
     for step, lr_imgs, hr_imgs in run.steps(run.loader(dataset, start), start):
         learning_rate = learning_rate_at(step, args)
         optimizer.param_groups[0]["lr"] = learning_rate
-        figures = step_once(trained, faithful, sharp, optimizer, lr_imgs, hr_imgs, args, run.dtype, step, run.scaler)
+        networks = trained, faithful, sharp
+        figures = step_once(*networks, optimizer, lr_imgs, hr_imgs, args, run.dtype, step, run.scaler, clean)
         update_ema(ema, network, step, args.ema_decay)
         run.log(step, learning_rate, **figures)
 

@@ -14,7 +14,7 @@ from image_lists import read_list
 from inference import SelfEnsemble, for_inference
 from losses import chroma, luma
 from models import Generator, SRResNet
-from pictures.pixels import read_image
+from pictures.pixels import read_image, write_image
 from weights import load_checkpoint, load_network, save_checkpoint
 
 ARGS = train_distilled.parse_arguments([])
@@ -46,7 +46,7 @@ def small(imgs):
 def test_the_target_of_one_network_is_what_it_makes(teachers, batch):
     lr_imgs, hr_imgs = batch
     made = teachers[0](lr_imgs)
-    targets, faithful_imgs = train_distilled.target_images(teachers[0], None, *batch, some_args(degradation="photo"), 1)
+    targets, faithful_imgs = train_distilled.target_images(teachers[0], None, *batch, ARGS, 1, clean=False)
     assert torch.equal(faithful_imgs, made) and torch.equal(targets[0], made[0]) and torch.equal(targets[3], made[3])
     targets, _ = train_distilled.target_images(teachers[0], None, *batch, ARGS, 1)  # of a clean LR image, which is known
     more = F.interpolate(2 * lr_imgs - 1 - small(made), (32, 32), mode="bicubic", antialias=True)
@@ -55,18 +55,18 @@ def test_the_target_of_one_network_is_what_it_makes(teachers, batch):
 
 
 def test_the_target_of_two_has_the_colours_of_the_faithful_one(teachers, batch):
-    args = some_args(degradation="photo", factor=1.5)
+    args = some_args(factor=1.5)
     with torch.no_grad():
         faithful_imgs, sharp_imgs = (teacher(batch[0]) for teacher in teachers)
-        targets, _ = train_distilled.target_images(*teachers, *batch, args, 1)
+        targets, _ = train_distilled.target_images(*teachers, *batch, args, 1, clean=False)
     assert torch.allclose(chroma(targets)[0], chroma(faithful_imgs)[0], atol=1e-6)
     difference = luma(sharp_imgs) - luma(faithful_imgs)
     assert torch.allclose(luma(targets)[:2], (luma(faithful_imgs) + 1.5 * difference)[:2], atol=1e-6)
 
 
-@pytest.mark.parametrize("degradation", ["bicubic", "photo"])
-def test_gray_pictures_and_pages_of_one_colour_are_known(teachers, batch, degradation):
-    targets, _ = train_distilled.target_images(*teachers, *batch, some_args(degradation=degradation), 1)
+@pytest.mark.parametrize("clean", [True, False])
+def test_gray_pictures_and_pages_of_one_colour_are_known(teachers, batch, clean):
+    targets, _ = train_distilled.target_images(*teachers, *batch, ARGS, 1, clean)
     assert chroma(targets)[1].abs().max() < 1e-6 < 1e-3 < chroma(targets)[0].abs().max()
     assert torch.equal(targets[2], batch[1][2]) and not torch.equal(targets[0], batch[1][0])
 
@@ -162,3 +162,20 @@ def test_the_best_of_a_sharp_run_is_not_that_of_the_highest_psnr(finished, monke
     monkeypatch.setattr(train_distilled.Run, "validate", falling)
     call("train_distilled", *finished, *more)
     assert load_checkpoint("checkpoints/small/best.pth")["step"] == best_step
+
+
+@pytest.mark.parametrize("kind", ["bicubic", "photo", "given"])
+def test_only_lr_images_made_by_bicubic_are_taken_for_clean(finished, work, photographs, monkeypatch, kind):
+    seen, step = [], train_distilled.train_step
+    monkeypatch.setattr(train_distilled, "train_step", lambda *parts: seen.append(parts[-1]) or step(*parts))
+    flags = [*finished, "--steps", 1, "--degradation", "photo" if kind == "photo" else "bicubic"]
+    if kind == "given":
+        for i, photograph in enumerate(photographs):
+            for folder, factor in (("hr", 1), ("lr", 4)):
+                (work / folder).mkdir(exist_ok=True)
+                write_image(work / folder / f"{i}.png", photograph[::factor, ::factor])
+        pairs = ["--train-folders", work / "hr", "--lr-folders", work / "lr", "--validation-images", 2, "--min-size", 32]
+        call("create_data_lists", *pairs, "--output-folder", work / "pairs")
+        flags += ["--data-folder", work / "pairs"]
+    call("train_distilled", *flags)
+    assert seen == [kind == "bicubic"]
