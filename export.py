@@ -267,11 +267,12 @@ def export(network, format_name, path, *, opset=18, step=None, half=False, size=
     if not path.parent.is_dir():  # told before the work
         raise UserError(f"cannot write {path}: there is no folder {path.parent}")
     metadata = {"scale": str(network.config["scale"]), "arch": network.config["arch"], "range": RANGE, "weights": weights_name}
-    reference = Upscaler(network)
+    mirrored = format_name != "ncnn"  # whose programs repeat the pixels at the edges by themselves, and lack the layers for it
+    reference = Upscaler(network, mirrored=mirrored)
     dtype = torch.float16 if half and format_name != "safetensors" else torch.float32  # of input and output
     sizes = [(1, 3, size[1], size[0])] if size else CHECKED_SIZES
     with tempfile.TemporaryDirectory() as folder, failures_of(format_name), quiet():
-        upscaler = Upscaler(network, torch.float16 if half else torch.float32)
+        upscaler = Upscaler(network, torch.float16 if half else torch.float32, mirrored)
         if format_name == "onnx":
             parts = {path: onnx_bytes(upscaler, size, opset, metadata)}
         elif format_name == "exported":

@@ -14,7 +14,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from devices import free_memory, is_out_of_memory, pick_dtype, return_memory
-from layers import PReLU
+from layers import RIM, PReLU, mirrored_at_edges
 from models import Generator, SRResNet
 from pictures.formats import Frame, fill_transparent, has_no_colour, without_colour
 from pictures.pixels import resize
@@ -89,17 +89,19 @@ def for_inference(network: nn.Module, device="cpu", dtype=torch.float32, plain=F
 class Upscaler(nn.Module):
     """A trained network as other programs expect one: RGB (N, 3, h, w) in [0, 1] -> (N, 3, scale*h, scale*w) in [0, 1].
 
-    In eval mode, of plain layers alone, so that exporters know them and `.to("cuda")` and `.half()` work on it.
+    In eval mode, of plain layers alone, so that exporters know them and `.to("cuda")` and `.half()` work on it. The images are
+    `mirrored` at their edges, unless the program does something of the kind by itself.
     """
 
-    def __init__(self, network, dtype=torch.float32):
+    def __init__(self, network, dtype=torch.float32, mirrored=True):
         super().__init__()
-        self.config = network.config
+        self.config, self.mirrored = network.config, mirrored
         self.network = for_inference(network, dtype=dtype, plain=True).to(memory_format=torch.contiguous_format)
         self.eval()
 
     def forward(self, input):  # exporters take the name from here
-        return self.network(input).add(1).mul(0.5).clamp(0, 1)
+        sr_imgs = mirrored_at_edges(self.network, input) if self.mirrored else self.network(input)
+        return sr_imgs.add(1).mul(0.5).clamp(0, 1)
 
 
 class SelfEnsemble(nn.Module):
@@ -180,8 +182,8 @@ def upscale(network, lr_img, tile=None, progress=None) -> np.ndarray:
 
     The output is clamped and rounded. An image larger than `tile` LR pixels (default: what fits in memory) is made in
     tiles that overlap by the receptive field, so that the result is that of the whole image, to rounding; a tile that
-    does not fit after all is halved. `progress(done, total)` hears of each finished part, in LR pixels; what it
-    raises ends the work.
+    does not fit after all is halved. Beyond the edges of the image the network sees it mirrored (see `layers.py`).
+    `progress(done, total)` hears of each finished part, in LR pixels; what it raises ends the work.
     Raises UserError if not even a tile of 16 pixels fits, or if the network's values leave the range of fp16.
     """
     scale, (height, width) = network.config["scale"], lr_img.shape[:2]
@@ -233,8 +235,8 @@ def upscale_tile(network, lr_img, part, out):
     """Write the SR pixels of `part` (top, left, bottom, right) of the LR image where they belong in `out`."""
 
     def around(area, margin):
-        top, left, bottom, right = area
-        return max(0, top - margin), max(0, left - margin), min(height, bottom + margin), min(width, right + margin)
+        (top, left, bottom, right), end = area, (height + RIM, width + RIM)
+        return max(-RIM, top - margin), max(-RIM, left - margin), min(end[0], bottom + margin), min(end[1], right + margin)
 
     scale, (height, width) = network.config["scale"], lr_img.shape[:2]
     weight, levels = next(network.parameters()), np.iinfo(lr_img.dtype).max
@@ -243,7 +245,8 @@ def upscale_tile(network, lr_img, part, out):
     seen = y0, x0, y1, x1 = around(wanted, network.features_margin)
     halo = [abs(outer - inner) for outer, inner in zip(seen, wanted)]
     with torch.inference_mode():
-        lr = torch.from_numpy(lr_img[y0:y1, x0:x1].astype(np.float32) / levels).to(weight.device, weight.dtype)
+        seen_img = lr_img[np.ix_(mirrored(y0, y1, height), mirrored(x0, x1, width))]
+        lr = torch.from_numpy(seen_img.astype(np.float32) / levels).to(weight.device, weight.dtype)
         features = network.features(lr.permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last), halo)
         if weight.dtype == torch.float16 and not features.isfinite().all():
             raise UserError("these weights leave the range of fp16 on this picture; give --precision fp32")
@@ -256,6 +259,12 @@ def upscale_tile(network, lr_img, part, out):
             pixels = sr.add(1).mul(levels / 2).round().clamp(0, levels).permute(1, 2, 0).cpu().numpy()
             top, left, bottom, right = (scale * edge for edge in block)
             out[top:bottom, left:right] = pixels
+
+
+def mirrored(start, end, size):
+    """The places from `start` to `end` of a row of `size` pixels, those beyond it mirrored back into it."""
+    places = np.arange(start, end) % (2 * size)
+    return np.minimum(places, 2 * size - 1 - places)
 
 
 def tiles(top, left, bottom, right, size):

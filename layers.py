@@ -1,4 +1,4 @@
-"""The layers of the paper's networks, made quick on CPUs: convolutions, PReLU, the tail, and halos. Not here: networks."""
+"""The layers of the paper's networks, made quick on CPUs: convolutions, PReLU, the tail, halos, edges. Not here: networks."""
 
 import torch
 import torch.nn.functional as F
@@ -70,3 +70,21 @@ def cut_halo(maps, halo, keep):
 def sub_pixel_block(channels, factor):
     """conv, PixelShuffle, PReLU: (N, C, H, W) -> (N, C, factor*H, factor*W)."""
     return nn.Sequential(convolution(channels, channels * factor**2, 3), nn.PixelShuffle(factor), PReLU())
+
+
+RIM = 4  # LR pixels
+
+
+def mirrored_at_edges(network, lr_imgs):
+    """The SR images of a network that sees LR images (N, 3, h, w) go on beyond their edges, mirrored.
+
+    Its convolutions see zeros there otherwise, and draw a rim: on a page of one colour, 18 grey levels off (docs/LOG.md).
+    Of any size, as NumPy's "symmetric" padding; written so that exporters can leave h and w open.
+    """
+    for axis in (2, 3):
+        size = lr_imgs.shape[axis]
+        places = torch.arange(-RIM, size + RIM, device=lr_imgs.device)
+        places = places % torch.full_like(places, 2 * size)  # of a tensor, or the exporter to ONNX takes it for a constant
+        lr_imgs = lr_imgs.index_select(axis, torch.minimum(places, 2 * size - 1 - places))
+    rim = RIM * network.config["scale"]
+    return network(lr_imgs)[:, :, rim:-rim, rim:-rim]

@@ -21,6 +21,7 @@ try:
 except ImportError as error:
     raise ImportError("spandrel_srresnet.py needs the package spandrel: pip install spandrel") from error
 
+from layers import mirrored_at_edges
 from models import SRResNet
 
 OUR_KEYS = ("head.0.weight", "body.0.layers.0.weight", "body_end.0.weight", "upsampling.0.0.weight", "tail.0.weight")
@@ -62,7 +63,7 @@ class SRResNetArch(Architecture):
             scale=network.config["scale"],
             input_channels=3,
             output_channels=3,
-            call_fn=lambda network, lr_img: (network(lr_img) + 1) / 2,  # spandrel clamps
+            call_fn=lambda network, lr_img: (mirrored_at_edges(network, lr_img) + 1) / 2,  # spandrel clamps
         )
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 import export
 from inference import Upscaler, for_inference
+from layers import mirrored_at_edges
 from models import build_network
 from utils import UserError, user_errors
 from weights import load_checkpoint, load_network, save_checkpoint
@@ -47,8 +48,11 @@ def one_line_error(monkeypatch, capsys, *arguments):
     return message
 
 
-def agree(weights, exported, sizes=((1, 3, 1, 1), (4, 3, 3, 13), (1, 3, 21, 19)), dtype=torch.float32, atol=4e-5):
-    """Assert that an exported network agrees with the weights, by default at sizes that export.py does not try.
+SIZES = (1, 3, 1, 1), (4, 3, 3, 13), (1, 3, 21, 19)  # that export.py does not try
+
+
+def agree(weights, exported, sizes=SIZES, dtype=torch.float32, atol=4e-5, mirrored=True):
+    """Assert that an exported network agrees with the weights, of images that go on `mirrored` beyond their edges or not.
 
     `atol` is a hundredth of a grey level; what is compared is in [0, 1], clamped.
     """
@@ -57,7 +61,8 @@ def agree(weights, exported, sizes=((1, 3, 1, 1), (4, 3, 3, 13), (1, 3, 21, 19))
         lr_imgs = torch.rand(size).to(dtype)
         result = exported(lr_imgs)
         assert result.dtype == dtype
-        wanted = ((network(lr_imgs.float()) + 1) / 2).clamp(0, 1)
+        lr_imgs = lr_imgs.float()
+        wanted = ((mirrored_at_edges(network, lr_imgs) if mirrored else network(lr_imgs)) + 1).div(2).clamp(0, 1)
         torch.testing.assert_close(result.float(), wanted, atol=atol, rtol=0)
 
 
@@ -168,7 +173,7 @@ def test_ncnn(tmp_path, monkeypatch, capsys, config):
     assert out.count("\n") == 1 and "grey levels" in out and not err
     name = f"small_x{config['scale']}"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.pth", f"{name}.bin", f"{name}.param"]
-    agree(weights, ncnn_function(tmp_path / f"{name}.param"), [(1, 3, 8, 8), (1, 3, 5, 12), (1, 3, 21, 19)])
+    agree(weights, ncnn_function(tmp_path / f"{name}.param"), [(1, 3, 8, 8), (1, 3, 5, 12), (1, 3, 21, 19)], mirrored=False)
     kinds = {line.split()[0] for line in (tmp_path / f"{name}.param").read_text().splitlines()[2:]}
     if config.get("arch") != "srcnn":  # all that realesrgan-ncnn-vulkan has of them
         assert kinds <= {"Input", "Convolution", "Split", "BinaryOp", "PixelShuffle", "ReLU"}

@@ -29,13 +29,14 @@ def random_network(make):
 
 def eight(network, lr_img):
     """What the network makes of the flips and turns of an array, turned back: [(H, W, 3) float64 in levels of 255, ...]."""
-    results = []
+    results, rim = [], 4 * network.config["scale"]
+    lr_img = np.pad(lr_img, ((4, 4), (4, 4), (0, 0)), "symmetric")
     for mirrored in (False, True):
         for quarters in range(4):
             seen = np.rot90(lr_img[:, ::-1] if mirrored else lr_img, quarters)
             with torch.inference_mode():
                 sr = network(torch.from_numpy(seen / 255).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
-            sr = np.rot90(127.5 * (sr + 1), -quarters)
+            sr = np.rot90(127.5 * (sr + 1), -quarters)[rim:-rim, rim:-rim]
             results.append(sr[:, ::-1] if mirrored else sr)
     return results
 

@@ -15,6 +15,7 @@ import utils
 from inference import for_inference
 from models import SRCNN, SRResNet
 from pictures.formats import Frame
+from weights import load_network
 
 
 def inference_network(network):
@@ -26,9 +27,10 @@ def picture(height, width, seed=0):
 
 
 def whole(network, lr_img):
-    """The SR image of the network's forward pass, without a tile, a block or a halo."""
+    """The SR image of the network's forward pass over the mirrored image, without a tile, a block or a halo."""
+    padded, rim = np.pad(lr_img, ((4, 4), (4, 4), (0, 0)), "symmetric"), 4 * network.config["scale"]
     with torch.inference_mode():
-        sr = network(torch.from_numpy(lr_img).permute(2, 0, 1)[None].float() / 255)[0]
+        sr = network(torch.from_numpy(padded).permute(2, 0, 1)[None].float() / 255)[0, :, rim:-rim, rim:-rim]
     return sr.add(1).mul(127.5).round().clamp(0, 255).permute(1, 2, 0).numpy().astype(int)
 
 
@@ -65,6 +67,15 @@ def test_an_area_is_that_of_the_whole(make):
             area = inference.upscale_area(network, lr_img, (top, left, bottom, right))
             there = result[2 * top : 2 * bottom, 2 * left : 2 * right].astype(int)
             assert area.shape == there.shape and np.abs(area - there).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["srresnet_x4", "srgan_x4"])
+def test_a_page_of_one_gray_has_no_rim(name):
+    """Where convolutions see zeros beyond the edges, it is up to 18 levels off there."""
+    network = for_inference(load_network(ROOT / "checkpoints" / f"{name}.pth"))
+    for level in (0, 128, 255):
+        page = np.full((20, 17, 3), level, np.uint8)
+        assert np.abs(inference.upscale(network, page).astype(int) - level).max() <= 3
 
 
 def test_tiles_of_16_bits():
