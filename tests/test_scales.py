@@ -10,13 +10,14 @@ from PIL import Image
 
 from weights import load_network
 
-FLAGS = ["--device", "cpu", "--precision", "fp32", "--workers", 0, "--crop-size", 48, "--batch-size", 4, "--save-every", 100]
+FLAGS = ["--device", "cpu", "--precision", "fp32", "--workers", 0, "--batch-size", 4, "--save-every", 100]
 
 
 def train(scale, *flags, run=None):
     """A short run of stage 1, checkpoints/xSCALE or `run`: the rows of its log."""
     run = run or f"x{scale}"
-    call("train_srresnet", *FLAGS, "--data-folder", "data", "--name", run, "--scale", scale, "--learning-rate", 3e-3, *flags)
+    sizes = ["--scale", scale, "--crop-size", max(48, 8 * scale)]  # 8 LR pixels or more
+    call("train_srresnet", *FLAGS, *sizes, "--data-folder", "data", "--name", run, "--learning-rate", 3e-3, *flags)
     return list(csv.DictReader(Path(f"results/{run}/log.csv").read_text().splitlines()))
 
 
@@ -33,7 +34,7 @@ def test_a_scale_from_listing_to_upscaling(scale, work, image_folder, vgg_file, 
 
     stage_1 = f"checkpoints/x{scale}/best.pth"
     gan = ["--init", stage_1, "--vgg-weights", vgg_file, "--vgg-layer", 22, "--discriminator-channels", 2, "--steps", 3]
-    call("train_srgan", *FLAGS, "--data-folder", "data", "--name", "gan", "--scale", scale, *gan)
+    call("train_srgan", *FLAGS, "--data-folder", "data", "--name", "gan", "--scale", scale, "--crop-size", 48, *gan)
     stage_2 = "checkpoints/gan/best.pth"
     assert load_network(stage_2).config == {"arch": "srgan", "scale": scale, "blocks": 1, "channels": 8}
 
