@@ -8,7 +8,7 @@ from conftest import ROOT
 
 FLOORS = [
     {"utils"},
-    {"layers", "losses", "degradations", "devices", "compiling"},
+    {"layers", "losses", "optimizers", "degradations", "devices", "compiling"},
     {
         "models",
         "pictures.pixels",
