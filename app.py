@@ -168,7 +168,7 @@ class Page:
 
     def __init__(self, folder, device, precision="auto", megapixels=16):
         self.folder, self.device, self.precision, self.megapixels = folder, device, precision, megapixels
-        self.visits, self.computing, self.weights = {}, threading.Lock(), weights_there()
+        self.visits, self.left, self.computing, self.weights = {}, set(), threading.Lock(), weights_there()
         folder.mkdir()
         self.examples = make_examples(folder.with_name("examples"))
 
@@ -182,16 +182,21 @@ class Page:
         return self.visits[key]
 
     def sweep(self):
-        """Delete what was left behind: uploads that broke off, and visits that nobody has used for a day."""
+        """Delete what was left behind: uploads that broke off, and visits that nobody has used for a day.
+
+        Or for a minute, where the page was closed: an event that was still under way has made the visit anew.
+        """
         for path in self.folder.glob("tmp*"):
             with contextlib.suppress(FileNotFoundError):
                 if path.is_file() and time.time() - path.stat().st_mtime > MINUTE:
                     path.unlink()
-        for key in [key for key, visit in self.visits.items() if time.time() - visit.last > DAY]:
-            self.leave(key)
+        for key, visit in list(self.visits.items()):
+            if time.time() - visit.last > (MINUTE if key in self.left else DAY):
+                self.leave(key)
 
     def leave(self, key):
         """Delete what a visitor brought and got."""
+        self.left.add(key)
         visit = self.visits.pop(key, None)
         if visit:
             visit.closed, visit.wanted = True, ()  # what is being computed stops, and deletes what it still writes

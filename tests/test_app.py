@@ -473,6 +473,21 @@ def test_what_was_left_behind_is_swept(weights, tmp_path, monkeypatch):
     assert set(page.folder.iterdir()) == {page.folder / "tmp_new", new} and not old.exists()
 
 
+def test_what_comes_after_the_page_was_closed_is_swept(weights, tmp_path):
+    """An event may be under way when its page is closed; it makes the visit anew."""
+    page = app.Page(tmp_path / "uploads", torch.device("cpu"))
+    page.leave("a")
+    brought = page.folder / "hash" / "photo.png"
+    brought.parent.mkdir()
+    brought.write_bytes(b"a picture")
+    page.choose(page.visit("a"), str(brought), "clean", 1, app.PNG)
+    page.sweep()
+    assert brought.exists()  # not at once: the page may have lost its line for a moment alone
+    page.visits["a"].last -= 2 * app.MINUTE
+    page.sweep()
+    assert not brought.exists() and not page.visits
+
+
 @pytest.mark.parametrize("message", ["{}: cannot be read", "cannot write {}: No space left on device", "not enough memory"])
 def test_no_path_of_the_server_is_told(message):
     folder = Path("/var/tmp/srgan_page_1/uploads")

@@ -33,7 +33,7 @@ import runs
 from devices import available_cores
 
 SEED = 20_260_730
-KILLS = 14
+KILLS = 20
 
 
 def same(a, b):
