@@ -65,7 +65,7 @@ EMPTY = "<p>The enlargement will be here, with a slider between it and the pictu
 NO_PARTNER = " (not blended: what it was trained from is not here)"
 PNG, AS_INPUT = "PNG", "as the input"
 LOSSY_INPUTS = {"JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "AVIF": "avif"}  # of which test.py makes PNG, unless asked
-MINUTE, DAY = 60, 24 * 3600  # seconds
+MINUTE, HOUR, DAY = 60, 3600, 24 * 3600  # seconds
 BYTES_PER_PIXEL = 16  # of a file at most; 16 bits and four channels take 8
 
 
@@ -169,6 +169,7 @@ class Page:
     def __init__(self, folder, device, precision="auto", megapixels=16):
         self.folder, self.device, self.precision, self.megapixels = folder, device, precision, megapixels
         self.visits, self.left, self.computing, self.weights = {}, set(), threading.Lock(), weights_there()
+        self.kept, self.computed = set(), 0.0  # folders of the page itself, and when the last computation ended
         folder.mkdir()
         self.examples = make_examples(folder.with_name("examples"))
 
@@ -181,18 +182,26 @@ class Page:
         self.visits[key].last = time.time()
         return self.visits[key]
 
-    def sweep(self):
-        """Delete what was left behind: uploads that broke off, and visits that nobody has used for a day.
+    def keep_what_is_there(self):
+        """Take the files in the folder for the page's own: Gradio has put the icons of the examples there."""
+        self.kept = set(self.folder.glob("*/*"))
 
-        Or for a minute, where the page was closed: an event that was still under way has made the visit anew.
+    def sweep(self):
+        """Delete what was left behind: visits that nobody has used for a day, and uploads that no visit knows of.
+
+        A closed page's visits go after a minute: an event that was still under way has made them anew. An upload is unknown
+        when it broke off, when its page was closed before it told of it, and while a program waits for its turn to compute.
         """
-        for path in self.folder.glob("tmp*"):
-            with contextlib.suppress(FileNotFoundError):
-                if path.is_file() and time.time() - path.stat().st_mtime > MINUTE:
-                    path.unlink()
         for key, visit in list(self.visits.items()):
             if time.time() - visit.last > (MINUTE if key in self.left else DAY):
                 self.leave(key)
+        busy = self.computing.locked() or time.time() - self.computed < MINUTE
+        results = {visit.folder for visit in list(self.visits.values())}
+        for path in (*self.folder.glob("tmp*"), *self.folder.glob("*/*")):
+            with contextlib.suppress(FileNotFoundError):
+                limit = HOUR if busy and path.parent != self.folder else MINUTE
+                if path.is_file() and path.parent not in results and time.time() - path.stat().st_mtime > limit:
+                    self.drop(path)
 
     def leave(self, key):
         """Delete what a visitor brought and got."""
@@ -207,11 +216,18 @@ class Page:
         shutil.rmtree(visit.folder, ignore_errors=True)
 
     def drop_uploads(self, visit, but=None):
-        """Delete the pictures that a visitor brought; two who bring the same picture have the same file."""
-        others = [other.uploads for other in self.visits.values() if other is not visit]
-        for path in visit.uploads.difference({but}, *others):
-            shutil.rmtree(path.parent, ignore_errors=True)
-        visit.uploads &= {but}
+        """Delete the pictures that a visitor brought."""
+        dropped, visit.uploads = visit.uploads - {but}, visit.uploads & {but}
+        for path in dropped:
+            self.drop(path)
+
+    def drop(self, path):
+        """Delete a file unless a visit needs it, or the page; two visitors who bring the same picture have the same file."""
+        if path not in self.kept.union(*(visit.uploads for visit in list(self.visits.values()))):
+            path.unlink(missing_ok=True)
+            if path.parent != self.folder:
+                with contextlib.suppress(OSError):  # the same picture by another name is in it
+                    path.parent.rmdir()
 
     def choose(self, visit, upload, *settings):
         """Note what a visitor wants now: what is being computed for that visitor with other settings stops."""
@@ -268,6 +284,7 @@ class Page:
                     raise
                 raise UserError("not enough memory for its result") from None
             finally:
+                self.computed = time.time()
                 if visit.closed:
                     self.delete(visit)
                 give_back_memory()
@@ -426,7 +443,7 @@ def build(page):
         return gr.Dropdown(choices=list(page.weights))
 
     first = next(iter(page.weights), None)
-    with gr.Blocks(title="SRGAN", analytics_enabled=False, fill_width=True, delete_cache=(3600, DAY)) as blocks:
+    with gr.Blocks(title="SRGAN", analytics_enabled=False, fill_width=True, delete_cache=(HOUR, DAY)) as blocks:
         gr.Markdown("# SRGAN\nDrop or paste a picture. It is enlarged on the computer that runs this page.")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
@@ -465,6 +482,7 @@ def build(page):
         api.click(serve, inputs, [download, gr.JSON(visible=False)], api_name="upscale", **computing)
         blocks.load(names, None, weights, **private)
         blocks.unload(leave)
+    page.keep_what_is_there()
     return blocks
 
 

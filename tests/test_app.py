@@ -348,6 +348,21 @@ def test_nothing_stays_when_a_page_is_closed(chromium, blocks, photo, gate, tmp_
         until(lambda: kept_files() <= before)
 
 
+def test_the_examples_keep_their_icons(chromium, blocks, page):
+    """Gradio keeps an example that is chosen where it keeps its icon, and what is chosen is deleted after its page."""
+    page.get_by_role("button", name="chelsea").click()
+    page.wait_for_selector("#near img")
+    page.get_by_role("button", name="coffee").click()
+    page.locator("#facts", has_text="coffee").wait_for()
+    page.wait_for_selector("#near img")
+    other = open_page(chromium, blocks)
+    icons = other.locator("#examples img")
+    icons.first.wait_for()
+    until(lambda: all(icons.evaluate_all("icons => icons.map(icon => icon.complete && icon.naturalWidth > 0)")))
+    assert icons.count() == 4
+    other.close()
+
+
 def test_what_is_too_large_to_show_is_shown_reduced(page, photo, tmp_path, monkeypatch):
     monkeypatch.setattr(viewer, "LARGEST_SHOWN", 100)
     bring(page, photo)
@@ -471,6 +486,49 @@ def test_what_was_left_behind_is_swept(weights, tmp_path, monkeypatch):
     page.visits["old"].last -= 2 * app.DAY
     page.sweep()
     assert set(page.folder.iterdir()) == {page.folder / "tmp_new", new} and not old.exists()
+
+
+def test_an_upload_whose_page_closed_before_it_told_of_it_is_swept(weights, tmp_path):
+    page = app.Page(tmp_path / "uploads", torch.device("cpu"))
+    icon, told, untold = (page.folder / name / "photo.png" for name in ("icon", "told", "untold"))
+    beside = icon.with_name("the same picture by another name.png")
+
+    def bring(*files):
+        for file in files:
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(b"a picture")
+
+    bring(icon)
+    page.keep_what_is_there()
+    bring(told, untold, beside)
+    page.choose(page.visit("a"), str(told), "clean", 1, app.PNG)
+    page.sweep()
+    assert icon.exists() and told.exists() and untold.exists()  # its page may be about to tell of it
+    for file in (icon, told, untold, beside):
+        os.utime(file, (time.time() - 2 * app.MINUTE,) * 2)
+    with page.computing:  # a program may have brought it, and wait for its turn
+        page.sweep()
+    assert icon.exists() and told.exists() and untold.exists()
+    page.sweep()
+    assert icon.exists() and told.exists() and not untold.parent.exists() and not beside.exists()
+    page.choose(page.visit("a"), str(icon), "clean", 1, app.PNG)
+    page.leave("a")
+    assert icon.exists() and not told.parent.exists()
+
+
+def test_what_one_visitor_drops_another_keeps(weights, tmp_path):
+    page = app.Page(tmp_path / "uploads", torch.device("cpu"))
+    mine, yours = (page.folder / "hash of the content" / name for name in ("mine.png", "yours.png"))
+    mine.parent.mkdir()
+    for key, file in (("me", mine), ("you", yours), ("she", yours)):
+        file.write_bytes(b"the same picture")
+        page.choose(page.visit(key), str(file), "clean", 1, app.PNG)
+    page.leave("me")
+    assert not mine.exists() and yours.exists()
+    page.choose(page.visit("you"), None, "clean", 1, app.PNG)
+    assert yours.exists()
+    page.leave("she")
+    assert not mine.parent.exists()
 
 
 def test_what_comes_after_the_page_was_closed_is_swept(weights, tmp_path):
