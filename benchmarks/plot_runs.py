@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import ArgumentParser, UserError, user_errors
 
-# Colour and grid are in old logs alone.
-TERMS = ("content", "adversarial", "texture", "pixel", "chroma", "consistency", "echo", "colour", "grid")
+TERMS = ["content", "adversarial", "texture", "pixel", "luma", "chroma", "consistency", "echo", "detail", "mesh", "excess"]
+TERMS += ["colour", "grid", "ldl"]  # in old logs alone
 ARTIFACTS = ("chroma", "consistency", "echo", "gray", "colour_shift")
 # Each plot is drawn if a run has one of its columns: (title, columns, whether on a scale of logarithms).
 PLOTS = [
     ("loss", ("loss", "generator"), True),
-    ("terms of the generator's loss", TERMS, True),
+    ("terms of the loss", TERMS, True),
     ("their shares", [f"share_{term}" for term in TERMS], False),
     ("loss of the discriminator (1.386 is chance)", ("discriminator",), False),
     ("share the discriminator tells right", ("accuracy_hr", "accuracy_sr"), False),

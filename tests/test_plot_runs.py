@@ -38,6 +38,15 @@ def test_a_run_is_drawn_with_what_its_log_holds(plot):
     assert "PSNR" in gan and "PSNR" in first and "nan" not in gan
 
 
+def test_each_term_of_each_loss_is_drawn():
+    module = load("benchmarks/plot_runs.py")
+    figures = {"step", "learning_rate", "loss", "generator", "discriminator"}
+    for log in (ROOT / "docs" / "logs").glob("*.csv"):
+        columns = {column for column in module.read_log(log) if "/" not in column and "norm" not in column} - figures
+        terms = {column.removeprefix("share_") for column in columns if not column.startswith("accuracy_")}
+        assert terms <= set(module.TERMS), log
+
+
 def test_several_runs_are_told_apart_by_name(plot):
     picture = plot("gan", "first", "old.csv")
     assert all(f">{name}<" in picture for name in ("gan", "first", "old"))
