@@ -196,11 +196,10 @@ class Page:
             if time.time() - visit.last > (MINUTE if key in self.left else DAY):
                 self.leave(key)
         busy = self.computing.locked() or time.time() - self.computed < MINUTE
-        results = {visit.folder for visit in list(self.visits.values())}
-        for path in (*self.folder.glob("tmp*"), *self.folder.glob("*/*")):
+        for path in (*self.folder.glob("tmp*"), *self.folder.glob("*/*")):  # results lie deeper
             with contextlib.suppress(FileNotFoundError):
                 limit = HOUR if busy and path.parent != self.folder else MINUTE
-                if path.is_file() and path.parent not in results and time.time() - path.stat().st_mtime > limit:
+                if path.is_file() and time.time() - path.stat().st_mtime > limit:
                     self.drop(path)
 
     def leave(self, key):

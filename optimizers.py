@@ -1,4 +1,4 @@
-"""Muon, for who wants more of each step than the paper's Adam, which is PyTorch's. Not here: learning rates."""
+"""Muon, which gets more out of a step than the paper's Adam (that is PyTorch's own). Not here: learning rates."""
 
 import torch
 
