@@ -34,7 +34,6 @@ if __name__ == "__main__":  # before the imports that take seconds, so that --he
 import contextlib
 import functools
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -53,8 +52,8 @@ from pictures.folders import is_video, path_of_result
 from pictures.formats import ANIMATED_INPUTS, FORMATS, read_picture, without_colour
 from pictures.opening import open_image
 from pictures.pixels import enlarge
-from pictures.viewer import CLOSE_UP, address, bicubic_area, close_ups, facts, make_examples, on_white, read_shown, reduced
-from pictures.viewer import rgb_profile, slider
+from pictures.viewer import CLOSE_UP, address, bicubic_area, close_ups, duration, facts, make_examples, on_white, read_shown
+from pictures.viewer import reduced, rgb_profile, slider, without_folders
 from upscaling import CHECKPOINTS, PAIRS, network_chooser, upscale_picture
 from utils import UserError, read_json
 from weights import load_checkpoint
@@ -147,15 +146,6 @@ def check_file(path, megapixels):
         size = f"{width}x{height} pixels" + f" in {frames} frames" * (frames > 1)
         raise UserError(f"it has {size}, and this page takes {megapixels:g} megapixels; python test.py takes any size")
     return kind
-
-
-def without_folders(text, folder):
-    """A message with the names of files in a folder and below it, in place of their paths."""
-    return re.sub(re.escape(f"{folder}{os.sep}") + r"(\w+[/\\])*", "", text)
-
-
-def duration(seconds):
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

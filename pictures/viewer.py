@@ -6,6 +6,8 @@ Not here: the script and the style of the page (app.js, app.css), the page that 
 import base64
 import html
 import io
+import os
+import re
 import urllib.parse
 from dataclasses import dataclass
 
@@ -113,6 +115,16 @@ def close_ups(images, profile, caption):
 def facts(pairs):
     """The HTML of a list of facts, {what: text}, without those that are empty."""
     return "<dl>" + "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in pairs.items() if v) + "</dl>"
+
+
+def without_folders(text, folder):
+    """A message with the names of files in a folder and below it, in place of their paths."""
+    return re.sub(re.escape(f"{folder}{os.sep}") + r"(\w+[/\\])*", "", text)
+
+
+def duration(seconds):
+    """Seconds in words, in minutes where they are many."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def make_examples(folder):

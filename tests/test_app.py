@@ -549,7 +549,7 @@ def test_what_comes_after_the_page_was_closed_is_swept(weights, tmp_path):
 @pytest.mark.parametrize("message", ["{}: cannot be read", "cannot write {}: No space left on device", "not enough memory"])
 def test_no_path_of_the_server_is_told(message):
     folder = Path("/var/tmp/srgan_page_1/uploads")
-    told = app.without_folders(message.format(folder / "0a1b" / "my photo.png"), folder)
+    told = viewer.without_folders(message.format(folder / "0a1b" / "my photo.png"), folder)
     assert "srgan_page" not in told and told == message.format("my photo.png")
 
 
