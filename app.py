@@ -159,7 +159,7 @@ class Page:
     def __init__(self, folder, device, precision="auto", megapixels=16):
         self.folder, self.device, self.precision, self.megapixels = folder, device, precision, megapixels
         self.visits, self.left, self.computing, self.weights = {}, set(), threading.Lock(), weights_there()
-        self.kept, self.computed = set(), 0.0  # folders of the page itself, and when the last computation ended
+        self.kept, self.computed = set(), 0.0  # files of the page itself, and when the last computation ended
         folder.mkdir()
         self.examples = make_examples(folder.with_name("examples"))
 
