@@ -509,11 +509,12 @@ def test_waiting_is_found():
 def test_a_training_step_waits_for_nothing(stage):
     meta, crops = torch.device("meta"), torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     flags = ["--vgg-layer", "12", "--luma-adversary", "--vgg-crop", "16", "--discriminator-crop", "16", "--crop-size", "32"]
-    flags += [f"--{term}-weight=1" for term in ("texture", "pixel", "chroma", "consistency", "echo")]
+    terms = ("texture", "pixel", "chroma", "consistency", "echo", "detail", "mesh", "excess")
+    flags += [f"--{term}-weight=1" for term in terms]
     args = train_srgan.parse_arguments(flags)
     networks = [(Generator if stage == 2 else SRResNet)(4, 1, 4).to(meta), Discriminator(2).to(meta)]
     averaged = copy.deepcopy(networks[0])
-    vgg = TruncatedVGG19(1, 2, vgg19_features().state_dict()).to(meta)
+    vgg, faithful = TruncatedVGG19(1, 2, vgg19_features().state_dict()).to(meta), SRResNet(4, 1, 4).to(meta)
     optimizers = [torch.optim.SGD(network.parameters(), 0.1) for network in networks]
     log = Log(SimpleNamespace(device=meta, rank=0, count=1), 100)
 
@@ -522,7 +523,9 @@ def test_a_training_step_waits_for_nothing(stage):
         if stage == 1:
             figures = train_srresnet.train_step(networks[0], optimizers[0], lr_imgs, hr_imgs)
         else:
-            figures = train_srgan.train_step(*networks, vgg, *optimizers, lr_imgs, hr_imgs, args, step=number)
+            pairs = lr_imgs, hr_imgs
+            figures = train_srgan.train_step(*networks, vgg, *optimizers, *pairs, args, step=number, faithful=faithful)
+            assert set(terms) <= set(figures)
         runs.update_ema(averaged, networks[0], number, 0.999)
         log.add(number, figures)
 
