@@ -75,7 +75,10 @@ def pick_dtype(precision, device):
 
 
 def quickest_precision(device):
-    """What `--precision auto` means: bf16 or else fp16 where there are units for it; emulated, both are slower than fp32."""
+    """What `--precision auto` means: bf16 or else fp16 where there are units for it; emulated, both are slower than fp32.
+
+    On CPUs these units are AMX. The bf16 instructions of AVX-512 alone are slower than fp32, too (docs/LOG.md, 2026-11-27).
+    """
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if capability >= (8, 0):
@@ -85,7 +88,7 @@ def quickest_precision(device):
     if device.type == "mps":
         return "fp32"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.10 has none: fp32
-    return "bf16" if capabilities.get("amx_bf16", False) or capabilities.get("avx512_bf16", False) else "fp32"
+    return "bf16" if capabilities.get("amx_bf16", False) else "fp32"
 
 
 def autocast(device, dtype):

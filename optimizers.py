@@ -1,6 +1,18 @@
-"""Muon, which gets more out of a step than the paper's Adam (that is PyTorch's own). Not here: learning rates."""
+"""The optimizers: the paper's Adam (PyTorch's own), or Muon, which gets more out of a step. Not here: learning rates."""
 
 import torch
+
+
+def build_optimizer(name, network, learning_rate):
+    """The optimizer of that name, "adam" or "muon", for all parameters of the network."""
+    if name == "muon":
+        return Muon(network, learning_rate)
+    return torch.optim.Adam(network.parameters(), learning_rate, fused=True)
+
+
+def set_learning_rate(optimizer, learning_rate):
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
 
 
 class Muon:

@@ -32,7 +32,7 @@ from weights import load_checkpoint, save_checkpoint
 FREE_ON_RESUME = {"data_folder", "name", "run", "recipe", "resume", "workers", "device", "precision", "compile", "dry_run"}
 FREE_ON_RESUME |= {"init", "init_discriminator", "validate_on", "validate_every", "save_every", "log_every"}
 # What was done before there was the flag, where that is not None, False or 0.
-WITHOUT_FLAG = {"degradation": "bicubic", "discriminator": "paper"}
+WITHOUT_FLAG = {"degradation": "bicubic", "discriminator": "paper", "optimizer": "adam"}
 
 LOCK = ".lock"  # in the folder of a run's checkpoints, while a process trains
 STOP_EVERY = 10  # steps, after which several processes ask each other for the signal to stop: asking takes as long as a step

@@ -87,6 +87,7 @@ from inference import TURNS, for_inference, turn, turned_back
 from losses import chroma, consistency_loss, echo_loss, excess_error_loss, luma, mesh_loss, resize
 from metrics import DIAGNOSTICS, FIGURES, load_lpips
 from models import build_network
+from optimizers import build_optimizer, set_learning_rate
 from runs import Run, freeze_bn, learning_rate_at, load_data, update_ema
 from utils import UserError
 from weights import load_network, start_from
@@ -175,7 +176,7 @@ def main(args):
     faithful = for_inference(finished[args.faithful], run.device, run.dtype)
     sharp = for_inference(finished[args.sharp], run.device, run.dtype) if args.sharp else None
     ema = copy.deepcopy(network).requires_grad_(False)
-    optimizer = torch.optim.Adam(network.parameters(), args.learning_rate, fused=True)
+    optimizer = build_optimizer(args.optimizer, network, args.learning_rate)
     start = 0
     if checkpoint:
         start = run.restore(checkpoint, dataset)
@@ -199,7 +200,7 @@ def main(args):
     )
     for step, lr_imgs, hr_imgs in run.steps(run.loader(dataset, start), start):
         learning_rate = learning_rate_at(step, args)
-        optimizer.param_groups[0]["lr"] = learning_rate
+        set_learning_rate(optimizer, learning_rate)
         networks = trained, faithful, sharp
         figures = step_once(*networks, optimizer, lr_imgs, hr_imgs, args, run.dtype, step, run.scaler, clean)
         update_ema(ema, network, step, args.ema_decay)

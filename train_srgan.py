@@ -188,6 +188,7 @@ from losses import (
 )
 from metrics import DIAGNOSTICS, FIGURES, load_lpips
 from models import Discriminator, Generator, TruncatedVGG19, build_network
+from optimizers import build_optimizer, set_learning_rate
 from pictures.pixels import to_tensor
 from runs import Run, freeze_bn, learning_rate_at, load_data, update_ema
 from utils import UserError
@@ -368,7 +369,7 @@ def main(args):
     generator.to(run.device, memory_format=torch.channels_last)
     discriminator = start_discriminator(args).to(run.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(generator).requires_grad_(False)
-    optimizer_g = torch.optim.Adam(generator.parameters(), args.learning_rate, fused=True)
+    optimizer_g = build_optimizer(args.optimizer, generator, args.learning_rate)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), args.learning_rate, fused=True)
     start, health = 0, {}
     if checkpoint:
@@ -406,8 +407,8 @@ def main(args):
     )
     for step, lr_imgs, hr_imgs in run.steps(run.loader(dataset, start), start):
         learning_rate = learning_rate_at(step, args)
-        optimizer_g.param_groups[0]["lr"] = learning_rate if step > args.discriminator_alone else 0.0
-        optimizer_d.param_groups[0]["lr"] = learning_rate
+        set_learning_rate(optimizer_g, learning_rate if step > args.discriminator_alone else 0.0)
+        set_learning_rate(optimizer_d, learning_rate)
         networks, optimizers = (trained_g, trained_d, vgg), (optimizer_g, optimizer_d)
         figures = step_once(*networks, *optimizers, lr_imgs, hr_imgs, args, run.dtype, step, run.scaler, faithful)
         update_ema(ema, generator, step, args.ema_decay)

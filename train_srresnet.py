@@ -38,12 +38,6 @@ def parse_arguments(words=None):
     parser.add_argument("--blocks", type=number(int, 1), default=16, help="residual blocks of SRResNet")
     parser.add_argument("--channels", type=number(int, 1), default=64, help="channels of SRResNet")
     parser.add_argument("--freeze-bn", action="store_true", help="keep the statistics of batch normalisation of the start")
-    parser.add_argument(
-        "--optimizer",
-        choices=("adam", "muon"),
-        default="adam",
-        help="the paper's, or Muon for the kernels between the first and the last layer",
-    )
     add_training_arguments(parser, stage=1, steps=1_000_000, learning_rate=1e-4, schedule="constant")
     return parse_with_recipe(parser, RECIPES, words)
 
@@ -60,7 +54,7 @@ from devices import UNSCALED, autocast, descend
 from inference import for_inference
 from metrics import DIAGNOSTICS, FIGURES
 from models import build_network
-from optimizers import Muon
+from optimizers import build_optimizer, set_learning_rate
 from runs import Run, freeze_bn, learning_rate_at, load_data, update_ema
 from weights import start_from
 
@@ -87,10 +81,7 @@ def main(args):
         start_from(args.init, network)
     network.to(run.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(network).requires_grad_(False)
-    if args.optimizer == "muon":
-        optimizer = Muon(network, args.learning_rate)
-    else:
-        optimizer = torch.optim.Adam(network.parameters(), args.learning_rate, fused=True)
+    optimizer = build_optimizer(args.optimizer, network, args.learning_rate)
     start = 0
     if args.resume:
         checkpoint = run.checkpoints.load_newest()
@@ -113,8 +104,7 @@ def main(args):
     )
     for step, lr_imgs, hr_imgs in run.steps(run.loader(dataset, start), start):
         learning_rate = learning_rate_at(step, args)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(optimizer, learning_rate)
         figures = step_once(trained, optimizer, lr_imgs, hr_imgs, run.dtype, run.scaler)
         update_ema(ema, network, step, args.ema_decay)
         run.log(step, learning_rate, **figures)

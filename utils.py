@@ -125,7 +125,13 @@ def add_training_arguments(parser, stage, steps, learning_rate, schedule):
         default="bicubic",
         help="what makes LR of HR images: bicubic downscaling, or what cameras and the web do (blur, noise, JPEG, WebP)",
     )
-    add("--learning-rate", type=number(float, 0), default=learning_rate, help="of Adam, at its highest")
+    add(
+        "--optimizer",
+        choices=("adam", "muon"),
+        default="adam",
+        help="of the network that is to upscale: the paper's, or Muon for its kernels between the first and the last layer",
+    )
+    add("--learning-rate", type=number(float, 0), default=learning_rate, help="at its highest; one for Adam suits Muon")
     add(
         "--schedule",
         choices=("constant", "step", "cosine"),

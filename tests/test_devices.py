@@ -89,6 +89,24 @@ def test_precision_follows_the_card(card, capability, name, precision):
         assert devices.pick_dtype(asked, CUDA) == dtype
 
 
+@pytest.mark.parametrize(
+    "units, dtype",
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": True}, torch.float32),
+        ({"avx2": True}, torch.float32),
+        (None, torch.float32),  # PyTorch before 2.10 does not tell
+    ],
+)
+def test_precision_follows_the_cpu(monkeypatch, units, dtype):
+    if units is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    assert devices.pick_dtype("auto", torch.device("cpu")) == dtype
+    assert devices.pick_dtype("bf16", torch.device("cpu")) == torch.bfloat16
+
+
 def test_a_gpu_with_a_number_is_set_before_anything_opens_the_first(card):
     asked = card()
     assert devices.pick_device("cuda:1") == torch.device("cuda:1") and asked == [torch.device("cuda:1"), "high"]

@@ -10,7 +10,7 @@ from conftest import call
 
 from models import SRCNN, SRResNet
 from optimizers import Muon, orthogonal
-from weights import load_checkpoint
+from weights import load_checkpoint, save_checkpoint
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 64, 576)])
@@ -92,17 +92,28 @@ def test_gradients_that_overflow_change_nothing():
     assert all(weights.grad is None for weights in network.parameters())
 
 
-def test_a_run_is_resumed_as_if_it_had_gone_on(work, lists):
+@pytest.mark.parametrize("script", ["train_srresnet", "train_srgan", "train_distilled"])
+def test_a_run_is_resumed_as_if_it_had_gone_on(script, work, lists, vgg_file):
     flags = ["--data-folder", lists["on"], "--name", "a", "--device", "cpu", "--precision", "fp32", "--workers", 0]
-    flags += ["--blocks", 1, "--channels", 8, "--crop-size", 32, "--batch-size", 2]
+    flags += ["--crop-size", 32, "--batch-size", 2, "--schedule", "constant", "--optimizer", "muon"]
     flags += ["--steps", 6, "--save-every", 3, "--validate-every", 6]
-    call("train_srresnet", *flags, "--optimizer", "muon")
+    sizes = ["--blocks", 1, "--channels", 8]
+    if script == "train_srgan":
+        flags += [*sizes, "--init", "none", "--vgg-weights", vgg_file, "--vgg-layer", 22, "--discriminator-channels", 4]
+    elif script == "train_distilled":
+        network = SRResNet(4, 1, 8)
+        save_checkpoint(work / "teacher.pth", {"config": network.config, "weights": network.state_dict()})
+        flags += ["--faithful", work / "teacher.pth", "--turns", 2]
+    else:
+        flags += sizes
+    call(script, *flags)
     folder = Path("checkpoints/a")
     whole = load_checkpoint(folder / "last.pth")
     (folder / "last.pth").unlink()
     (folder / "step_00000006.pth").unlink()
-    call("train_srresnet", *flags, "--optimizer", "muon", "--resume")
+    call(script, *flags, "--resume")
     resumed = load_checkpoint(folder / "last.pth")
-    assert resumed["step"] == 6 and len(whole["optimizer"]["momenta"]) == 5
+    assert resumed["step"] == 6
+    assert len(whole["optimizer_g" if script == "train_srgan" else "optimizer"]["momenta"]) == 5
     for part in ("weights", "ema"):
         assert all(torch.equal(whole[part][key], value) for key, value in resumed[part].items())

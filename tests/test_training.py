@@ -562,10 +562,12 @@ def test_a_flag_that_the_checkpoint_does_not_know_was_off(stage, capsys):
     script, flags = stage
     call(script, *flags, "--schedule", "constant", "--steps", 2)
     checkpoint = load_checkpoint("checkpoints/small/step_00000002.pth")
-    del checkpoint["args"]["seed"]
+    for flag in ("seed", "degradation", "discriminator", "optimizer"):
+        checkpoint["args"].pop(flag, None)
     save_checkpoint("checkpoints/small/step_00000002.pth", checkpoint)
     flags = [*flags, "--schedule", "constant", "--steps", 3, "--resume"]
     assert "--seed was None, is 5" in refusal(capsys, script, *flags, "--seed", 5)
+    assert "--optimizer was adam, is muon" in refusal(capsys, script, *flags, "--optimizer", "muon")
     call(script, *flags)
 
 
