@@ -77,7 +77,8 @@ def pick_dtype(precision, device):
 def quickest_precision(device):
     """What `--precision auto` means: bf16 or else fp16 where there are units for it; emulated, both are slower than fp32.
 
-    On CPUs these units are AMX. The bf16 instructions of AVX-512 alone are slower than fp32, too (docs/LOG.md, 2026-11-27).
+    On CPUs these units are AMX; the bf16 instructions of AVX-512 alone do as well, but not on those of Intel, where they
+    take one and a half times as long as fp32 (docs/LOG.md, 2026-11-27).
     """
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
@@ -88,7 +89,8 @@ def quickest_precision(device):
     if device.type == "mps":
         return "fp32"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.10 has none: fp32
-    return "bf16" if capabilities.get("amx_bf16", False) else "fp32"
+    by_avx512 = capabilities.get("avx512_bf16", False) and "Intel" not in capabilities.get("cpu_name", "")
+    return "bf16" if capabilities.get("amx_bf16", False) or by_avx512 else "fp32"
 
 
 def autocast(device, dtype):

@@ -92,8 +92,9 @@ def test_precision_follows_the_card(card, capability, name, precision):
 @pytest.mark.parametrize(
     "units, dtype",
     [
-        ({"amx_bf16": True, "avx512_bf16": True}, torch.bfloat16),
-        ({"amx_bf16": False, "avx512_bf16": True}, torch.float32),
+        ({"amx_bf16": True, "avx512_bf16": True, "cpu_name": "Intel Xeon"}, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": True, "cpu_name": "Intel Xeon"}, torch.float32),
+        ({"amx_bf16": False, "avx512_bf16": True, "cpu_name": "AMD EPYC 9654"}, torch.bfloat16),
         ({"avx2": True}, torch.float32),
         (None, torch.float32),  # PyTorch before 2.10 does not tell
     ],
