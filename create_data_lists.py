@@ -5,8 +5,9 @@
 writes data/train_images.json, data/validation_images.json (some of the training images, held out by a seed), and
 data/<Folder>_test_images.json for each test folder. A list is a sorted JSON array of paths relative to the list
 file, or of whole paths to another drive.
-Files that are no readable image or too small are left out and counted, and so are LR images and results that lie beside
-their HR images, as in many data sets; to take such a folder all the same, give it itself, not the one above it.
+Files that are no readable image are left out and counted, and so are training images under --min-size, and LR images and
+results that lie beside their HR images, as in many data sets; to take such a folder all the same, give it itself, not the
+one above it.
 --white is for data of 12 bits, say, in files of 16 that declare no range, as microscopes and satellites write them: the
 lists keep it, and whatever reads them goes by it.
     python create_data_lists.py --train-folders scans_HR --lr-folders scans_LR
@@ -282,6 +283,10 @@ def main(args):
         raise UserError(f"--output-folder {args.output_folder}: {error.strerror}") from None
     recursive = not args.no_recursive
     test_folders = named_sets(args.test_folders, "--test-folders")
+    for name in test_folders:
+        if name.casefold() in ("train", "validation"):
+            problem = f"{name} would be taken for the list of training of that name"
+            raise UserError(f"--test-folders: {problem}; give NAME={test_folders[name]}")
     if args.train_folders:
         images = collect(args.train_folders, args.min_size, recursive, "training", args.white, args.lr_folders)
         lr_images, scale = pair_up(images, args) if args.lr_folders else (None, None)

@@ -210,10 +210,10 @@ def markdown_table(results, sets, title, lower_is_better):
         {key: " ↓" if lower else " ↑" for key, lower in lower_is_better.items()} if set(keys) - set(LOWER_IS_BETTER) else {}
     )
     figures = " / ".join(key.upper() + arrows.get(key, "") for key in keys)
-    lines = [f"| {title}, {figures} | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
-    for model, by_set in results.items():
-        lines.append(f"| {model} | {' | '.join(table_cell(by_set[name]) for name in sets)} |")
-    return "\n".join(lines)
+    rows = [[f"{title}, {figures}", *sets]]
+    rows += [[model, *(table_cell(by_set[name]) for name in sets)] for model, by_set in results.items()]
+    head, *lines = (f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows)
+    return "\n".join([head, "|---" * (len(sets) + 1) + "|", *lines])
 
 
 def load_metrics(args, device):

@@ -34,6 +34,8 @@ FREE_ON_RESUME |= {"init", "init_discriminator", "validate_on", "validate_every"
 # What was done before there was the flag, where that is not None, False or 0.
 WITHOUT_FLAG = {"degradation": "bicubic", "discriminator": "paper", "optimizer": "adam"}
 
+FILES = {"faithful", "sharp", "vgg_weights", "lpips_backbone"}  # flags of files, which may be spelled in another way
+
 LOCK = ".lock"  # in the folder of a run's checkpoints, while a process trains
 STOP_EVERY = 10  # steps, after which several processes ask each other for the signal to stop: asking takes as long as a step
 
@@ -120,6 +122,10 @@ class Run:
 
     def __init__(self, args, default_name):
         self.args, self.name = args, "dry_run" if args.dry_run else args.name or default_name
+        if Path(self.name).is_absolute() or ".." in Path(self.name).parts:
+            raise UserError(f"--name {self.name}: it is of a folder below checkpoints and results")
+        if args.dry_run and args.resume:
+            raise UserError("--dry-run tries a run from its start: leave out --resume")
         self.checkpoints, self.results = Checkpoints(Path("checkpoints") / self.name), Path("results") / self.name
         self.processes = Processes(args.device)
         self.rank, self.world_size, self.device = self.processes.rank, self.processes.count, self.processes.device
@@ -139,13 +145,18 @@ class Run:
 
     @property
     def _taken(self):
-        return f"the run {self.name} exists: go on with it by --resume, or give another name by --name"
+        if self.checkpoints.existing():
+            return f"the run {self.name} exists: go on with it by --resume, or give another name by --name"
+        rest = " and ".join(str(folder) for folder in (self.checkpoints.folder, self.results) if folder.exists())
+        return f"the run {self.name} exists, without a checkpoint for --resume: remove {rest}, or give another name by --name"
 
     def _claim_name(self):
         """Lock a run that is there, and clear the folders of a dry run; return what is wrong with the name, or None."""
         folders = self.checkpoints.folder, self.results
         if not self.args.dry_run and not self.args.resume and any(folder.exists() for folder in folders):
-            return self._taken
+            running = self._lock() if (self.checkpoints.folder / LOCK).exists() else None
+            self.checkpoints.release()
+            return running or self._taken
         if self.checkpoints.folder.exists():  # a new run's folder is made and locked at its start
             problem = self._lock()
             if problem:
@@ -347,6 +358,7 @@ class Run:
         before = {key: value for key, value in WITHOUT_FLAG.items() if key in now} | before
         keys = sorted((now.keys() | before.keys()) - free)
         changed = [key for key in keys if (before.get(key) or None) != (now.get(key) or None)]
+        changed = [key for key in changed if key not in FILES or not one_file(before.get(key), now[key])]
         if changed:
             changes = "; ".join(f"--{key.replace('_', '-')} was {before.get(key)}, is {now.get(key)}" for key in changed)
             way_on = f"give them as they were, or begin another run with its weights: {self._another_run()}"
@@ -360,9 +372,18 @@ class Run:
             raise UserError(f"{problem}; {way_on}")
         self.writer.restore(checkpoint["log"])
         self.best = checkpoint["best"]
+        images = before.get("validate_on", now["validate_on"]), now["validate_on"]
+        if images[0] != images[1] and not one_file(*images):  # their figures are not to be compared
+            self.best = None
+            self.print(f"best.pth will be chosen anew: --validate-on was {images[0]}, is {images[1]}")
         self.scaler.load_state_dict(checkpoint.get("scaler") or self.scaler.state_dict())  # none of before, or of fp32
         now |= {key: value for key, value in before.items() if key.startswith("init")}  # for the record of where it began
         return checkpoint["step"]
+
+
+def one_file(path, other):
+    """Whether two flags name one file or folder that exists."""
+    return bool(path and other) and Path(path).exists() and Path(path).resolve() == Path(other).resolve()
 
 
 def load_data(args):

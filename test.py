@@ -12,6 +12,7 @@ A batch that was stopped goes on with --skip-existing; results that lie beside t
 torchrun --nproc-per-node=N test.py ... shares the files of a batch out among N processes, each with a GPU if there are any.
 """
 
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 from utils import ArgumentParser, add_device_arguments, number, user_errors
@@ -27,10 +28,17 @@ def format_named(text):
     return ALIASES.get(name, name)
 
 
+def named_path(text):
+    """A path, of a text that is not empty, as that of an unset variable is, which would mean the current folder."""
+    if not text:
+        raise ArgumentTypeError("is empty; . is the current folder")
+    return Path(text)
+
+
 def parse_arguments():
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add("inputs", nargs="+", type=Path, metavar="INPUT", help="image or video files, or folders of them")
+    add("inputs", nargs="+", type=named_path, metavar="INPUT", help="image or video files, or folders of them")
     add(
         "--weights",
         default="auto",
@@ -163,6 +171,8 @@ def enlarge_video(path, target, network, weights, args):
 
     frames = upscale_video(path, target, upscale_rgb, remarks)
     print(f"{path}: {frames} frames -> {target}, by {weights} ({time.perf_counter() - before:.1f} s)")
+    if args.compare or args.format:
+        remarks.append("--compare and --format are for pictures: a video becomes MP4, and has no panel")
     for remark in remarks:
         print(f"  {remark}")
 

@@ -324,6 +324,15 @@ def start_generator(args):
     return generator
 
 
+def load_faithful(path, scale):
+    """The network of stage 1 in a file, for --excess-weight. Raises UserError for one of another scale."""
+    network = load_network(path)
+    if network.config["scale"] != scale:
+        problem = f"{path} is for x{network.config['scale']}, not x{scale}"
+        raise UserError(f"--excess-weight compares with a network of stage 1: {problem}; give --faithful FILE")
+    return network
+
+
 def start_discriminator(args):
     """The discriminator before its first step. Raises UserError for a file of --init-discriminator that does not fit."""
     discriminator = Discriminator(args.discriminator_channels, patches=args.discriminator == "patch")
@@ -336,7 +345,7 @@ def start_discriminator(args):
         try:
             discriminator.load_state_dict(state)
         except (RuntimeError, TypeError):
-            problem = "holds no discriminator of this size; give --discriminator-channels as that run had it"
+            problem = "holds another discriminator; give --discriminator and --discriminator-channels as that run had them"
             raise UserError(f"--init-discriminator {args.init_discriminator}: {problem}") from None
     return discriminator
 
@@ -372,6 +381,7 @@ def main(args):
     optimizer_g = build_optimizer(args.optimizer, generator, args.learning_rate)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), args.learning_rate, fused=True)
     start, health = 0, {}
+    faithful_file = args.faithful or args.init  # as it is given now: where the file of the start may have moved to
     if checkpoint:
         start, health = run.restore(checkpoint, dataset), checkpoint["health"]
         generator.load_state_dict(checkpoint["weights"])
@@ -386,7 +396,7 @@ def main(args):
         judged_by, measure = "content", content_measure(vgg, run.device, args)
     faithful = None  # the network that is right where it can be, whose error is the measure of --excess-weight
     if args.excess_weight:
-        faithful = for_inference(load_network(args.faithful or args.init), run.device, run.dtype)
+        faithful = for_inference(load_faithful(faithful_file or args.init, args.scale), run.device, run.dtype)
     if args.freeze_bn:
         freeze_bn(generator)
     if args.freeze_bn == "both":

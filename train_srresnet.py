@@ -15,6 +15,7 @@ SHIPPED = {
     "crop_size": 256,
     "batch_size": 2,
     "freeze_bn": True,
+    "optimizer": "muon",
     "learning_rate": 3e-4,
     "schedule": "cosine",
     "warmup_steps": 200,

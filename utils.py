@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 try:
@@ -39,6 +40,7 @@ def user_errors():
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a notebook's
             stream.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal cannot show
+    warnings.filterwarnings("ignore", module="PIL")  # of files that are read all the same; what matters we say ourselves
     try:
         yield
         if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():

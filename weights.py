@@ -17,6 +17,7 @@ import math
 import pickle
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -46,7 +47,9 @@ def load_checkpoint(path) -> dict:
     if Path(path).suffix == ".safetensors":
         return read_safetensors(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they say, the errors say too
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
@@ -59,7 +62,9 @@ def load_checkpoint(path) -> dict:
             f"{path}: holds a Python object ({found[1]}), which could run code, and is not loaded; with the code that made it, "
             "load it and save its weights alone: torch.save(model.state_dict(), 'weights.pth')"
         ) from None
-    except Exception:  # PyTorch raises whatever the bytes lead it to
+    except Exception as error:  # PyTorch raises whatever the bytes lead it to
+        if "TorchScript" in str(error):
+            raise UserError(f"{path}: a program of TorchScript, not weights; give the file that it was exported from") from None
         raise UserError(f"{path}: not a whole PyTorch file (truncated, or something else)") from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__}, not a checkpoint")

@@ -117,7 +117,8 @@ def _picture(path, data, white):
     if count > 1 and image.format in ANIMATED_INPUTS:
         size = image.size[::-1] if orientation_of(image) >= 5 else image.size
         frames = _checked(_animation(image, first, size), path)
-        return Picture(frames, count, size, False, ANIMATED_INPUTS[image.format], info, lossy=lossy)
+        remark = "its 16 bits a channel are read as 8" if image.format == "PNG" and data[24] == 16 else ""
+        return Picture(frames, count, size, False, ANIMATED_INPUTS[image.format], info, remark=remark, lossy=lossy)
     frame, gray, level, remark = _still(image, data, white)
     if image.format == "PNG" and level < 65535 and declared_white(image, data) == level:
         info["sbit"] = dict(png_chunks(data))[b"sBIT"]
@@ -251,7 +252,7 @@ def write_picture(path, picture, quality=None, watch=None):
 
     `quality`, 1 to 100, is of JPEG (default: 95), WebP (without it, WebP is lossless) and AVIF (default: 90).
     `watch()` is called now and then while the file is written; what it raises ends that.
-    Returns a remark on what of the metadata is not in it, "" if nothing.
+    Returns a remark on what of the metadata and of the pixels' depth and transparency is not in it, "" if nothing.
     Raises UserError for what the format cannot hold (an animation, a side of over 65,535 pixels in a JPEG).
     """
     path = Path(path)
@@ -266,6 +267,7 @@ def write_picture(path, picture, quality=None, watch=None):
     if info.get("icc_profile", b"")[16:20] == b"GRAY" and not (picture.gray and form in ("png", "tiff", "jpg")):
         del info["icc_profile"]  # the result is RGB
         dropped.append("the colour profile, which is for gray")
+    dropped += _not_held(first, form, deep, picture.format)
     try:
         with atomic_write(path) as file:
             file = WatchedFile(file, watch) if watch else file
@@ -279,6 +281,18 @@ def write_picture(path, picture, quality=None, watch=None):
             raise
         raise UserError(f"{path}: cannot be written as {form}: {error}") from None
     return f"not in the result: {', '.join(dropped)}" if dropped else ""
+
+
+def _not_held(frame, form, deep, natural_form):
+    """In words, what of a frame's depth and transparency a format does not hold; `natural_form` is that of its picture."""
+    if frame.rgb.dtype == np.uint16 and not deep:
+        yield "more than 8 bits a channel"
+    if frame.alpha is not None:
+        opaque = np.iinfo(frame.alpha.dtype).max
+        if form in ("jpg", "bmp") and (frame.alpha < opaque).any():
+            yield "its transparency, for which it lies on white"
+        if form == "gif" != natural_form and ((frame.alpha > 0) & (frame.alpha < opaque)).any():
+            yield "what is half transparent"
 
 
 class WatchedFile:
@@ -315,12 +329,13 @@ def _write_shallow(file, form, first, frames, picture, info, quality):
         options = {"comment": info["comment"].encode()[:65000]} if "comment" in info else {}
     if form == "tiff" and {"xmp", "iptc"} & set(info):
         options["exif"] = exif_of_tiff(info)
-    durations = [first.duration]
     if picture.count > 1:
+        whole = form == "avif"  # its encoder refuses the fractions of milliseconds that an animated PNG may have
+        durations = [round(first.duration) if whole else first.duration]
 
         def rest():
             for frame in frames:
-                durations.append(frame.duration)
+                durations.append(round(frame.duration) if whole else frame.duration)
                 yield _image(frame, picture.gray, form)
 
         images = list(rest()) if form == "png" else rest()  # Pillow goes through those of a PNG twice

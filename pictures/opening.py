@@ -9,7 +9,7 @@ import io
 import re
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 # Beside those of pixels.IMAGE_SUFFIXES and the videos: what test.py takes of a folder.
 MORE_SUFFIXES = {".gif", ".apng", ".jfif", ".jpe", ".mpo", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".avif", ".avifs"}
@@ -28,7 +28,9 @@ def open_image(file):
         if not head:
             raise UnidentifiedImageError("it is empty") from None
         if head[4:8] != b"ftyp" or head[8:12] not in (b"mif1", b"msf1", b"avif", b"avis") and head[8:10] != b"he":
-            raise UnidentifiedImageError("no kind of image that is known, or damaged where it begins") from None
+            raise UnidentifiedImageError("of no kind of image that is known, or damaged") from None
+        if head[8:12] in (b"avif", b"avis") and features.check("avif"):
+            raise UnidentifiedImageError("it is damaged or cut") from None
     register_heif()
     file.seek(0)
     return Image.open(file)

@@ -259,7 +259,7 @@ def test_a_close_up_is_of_the_place_that_is_clicked(page, tmp_path):
 
 BAD_FILES = {
     "cut.jpg": "cannot be read",
-    "text.png": "no kind of image",
+    "text.png": "of no kind of image",
     "film.mp4": "is a video",
     "huge.png": "this page takes 0.5 megapixels",
     "many.gif": "in 40 frames",

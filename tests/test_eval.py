@@ -280,3 +280,9 @@ def test_random_crops_are_the_same_each_time(pyiqa, photographs, monkeypatch):
     monkeypatch.setattr(pyiqa, "create_metric", lambda *_, **__: Crops())
     measure, lower_is_better = more_metrics.load_metric("maniqa")
     assert lower_is_better and len({measure(photographs[0], None) for _ in range(3)}) == 1
+
+
+def test_a_bar_in_a_name_makes_no_column(hr, capsys):
+    Path("theirs").rename("a|b")
+    figures("--test-sets", hr, "--results", "p|q=a|b")
+    assert "| p&#124;q | " in capsys.readouterr().out

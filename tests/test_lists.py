@@ -540,3 +540,14 @@ def test_where_only_8_bits_can_be_read_a_white_is_refused(tmp_path, photographs)
     assert read_image(tmp_path / "a.tif").shape == pixels.shape
     with pytest.raises(datasets.ImageError, match="a.tif.*--white"):
         read_image(tmp_path / "a.tif", 4095)
+
+
+@pytest.mark.parametrize("name", ["validation", "Train"])
+def test_a_test_set_is_not_called_as_a_list_of_training(name, tmp_path, photographs, capsys):
+    """Or eval.py would measure that list under the name of the test set."""
+    (tmp_path / name).mkdir()
+    Image.fromarray(photographs[0]).save(tmp_path / name / "a.png")
+    flags = ["--output-folder", tmp_path / "data", "--test-folders"]
+    assert f"give NAME={tmp_path / name}" in refusal(capsys, "create_data_lists", *flags, tmp_path / name)
+    call("create_data_lists", *flags, f"held_out={tmp_path / name}")
+    assert images_of_set("held_out", tmp_path / "data")

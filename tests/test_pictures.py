@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, ImageSequence, PngImagePlugin, features
 from skimage import data
 
 import test as test_script
@@ -152,6 +152,55 @@ def test_animations_keep_their_frames_and_timing(ending, upscale, tmp_path):
         result.load()
         shown.append(result.info["duration"])
     assert shown == durations
+
+
+@pytest.mark.parametrize("before", ["gif", "webp", "png", "avif"])
+@pytest.mark.parametrize("after", ["gif", "webp", "png", "avif"])
+def test_animations_go_from_each_format_to_each(before, after, upscale, tmp_path):
+    if "avif" in (before, after) and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    frames = [PHOTOGRAPH.rotate(10 * i) for i in range(3)]
+    frames[0].save(tmp_path / f"a.{before}", save_all=True, append_images=frames[1:], duration=[50, 100, 150])
+    with Image.open(upscale(f"a.{before}", f"a_x4.{after}", "--format", after)) as result:
+        shown = []
+        for image in ImageSequence.Iterator(result):
+            image.load()
+            shown.append(round(image.info["duration"]))
+    assert shown == [50, 100, 150]
+
+
+def test_what_a_format_does_not_hold_is_told(upscale, tmp_path, capsys):
+    def said(name, form, ending=None):
+        capsys.readouterr()
+        upscale(name, f"{Path(name).stem}_x4.{ending or form}", "--format", form, "--overwrite")
+        return capsys.readouterr().out
+
+    deep = np.asarray(PHOTOGRAPH).astype(np.uint16) * 257
+    formats.write_picture(tmp_path / "deep.png", formats.Picture([formats.Frame(deep)]))
+    veiled = PHOTOGRAPH.convert("RGBA")
+    veiled.putalpha(PHOTOGRAPH.convert("L"))
+    veiled.save(tmp_path / "veiled.png")
+    PHOTOGRAPH.convert("RGBA").save(tmp_path / "opaque.png")
+    for form in ("jpg", "webp", "bmp", "gif"):
+        assert "not in the result: more than 8 bits a channel" in said("deep.png", form)
+    for form, ending in (("png", "png"), ("tiff", "tif")):
+        assert "not in the result" not in said("deep.png", form, ending)
+    for form in ("jpg", "bmp"):
+        assert "not in the result: its transparency" in said("veiled.png", form)
+        assert "not in the result" not in said("opaque.png", form)
+    assert "what is half transparent" in said("veiled.png", "gif")
+    for form in ("png", "webp"):
+        assert "not in the result" not in said("veiled.png", form)
+
+
+def test_a_cut_avif_is_told_from_a_missing_package(upscale, tmp_path):
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    PHOTOGRAPH.save(tmp_path / "a.avif")
+    whole = (tmp_path / "a.avif").read_bytes()
+    (tmp_path / "a.avif").write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(utils.ImageError, match="damaged or cut"):
+        formats.read_picture(tmp_path / "a.avif")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
@@ -498,6 +547,18 @@ def test_gray_video_gets_no_colour(upscale, tmp_path):
         with av.open(str(upscale(f"{name}.mp4", f"{name}_x4.mp4"))) as result:
             planes = next(result.decode(video=0)).to_ndarray()[160:].astype(int)  # below Y: the colours, 128 for none
         assert (np.abs(planes - 128).max() <= 1) == (name == "gray")
+
+
+def test_what_a_video_takes_no_part_in_is_told(upscale, tmp_path, capsys):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        video = file.add_stream("libx264", rate=12)
+        video.width, video.height, video.pix_fmt = 48, 40, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.asarray(PHOTOGRAPH), format="rgb24")
+        file.mux([*video.encode(frame), *video.encode()])
+    for flags in (["--compare"], ["--format", "webp"]):
+        upscale("a.mp4", "a_x4.mp4", "--overwrite", *flags)
+        assert "--compare and --format are for pictures" in capsys.readouterr().out
 
 
 def add_chunk(path, name, content):

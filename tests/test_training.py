@@ -9,10 +9,12 @@ import signal
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import call, refusal
+from PIL import Image
 
 import compiling
 import devices
@@ -653,10 +655,57 @@ def test_the_name_of_a_run_is_taken_once(stage, work, capsys):
     script, flags = stage
     for folder in ("checkpoints", "results"):
         (work / folder / "small").mkdir(parents=True)
-        line = refusal(capsys, script, *flags)
-        assert "the run small exists" in line and "--resume" in line and "--name" in line
+        line = refusal(capsys, script, *flags)  # as after a run that failed before its first checkpoint
+        assert f"remove {Path(folder, 'small')}, or" in line and "the run small exists" in line and "--name" in line
         (work / folder / "small").rmdir()
     assert "holds no checkpoint" in refusal(capsys, script, *flags, "--resume")
+    call(script, *flags, "--schedule", "constant", "--steps", 1)
+    assert "exists: go on with it by --resume" in refusal(capsys, script, *flags)
+    for name in ("../x", work / "x"):
+        assert "below checkpoints and results" in refusal(capsys, script, *flags, "--name", name)
+    assert "leave out --resume" in refusal(capsys, script, *flags, "--dry-run", "--resume")
+
+
+def test_other_validation_images_begin_a_new_choice_of_the_best(stage, work, capsys):
+    script, flags = stage
+    for name, noise in (("easy", 0), ("hard", 60)):  # no network comes near those of noise
+        (work / name).mkdir()
+        img = np.random.default_rng(0).normal(128, noise, (64, 64, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(img).save(work / name / "a.png")
+    flags = [*flags, "--schedule", "constant"]
+    call(script, *flags, "--validate-on", work / "easy", "--steps", 2)
+    capsys.readouterr()
+    call(script, *flags, "--validate-on", work / "hard" / ".." / "easy", "--steps", 4, "--resume")
+    assert "chosen anew" not in capsys.readouterr().out
+    call(script, *flags, "--validate-on", work / "hard", "--steps", 6, "--resume")
+    assert "best.pth will be chosen anew: --validate-on was" in capsys.readouterr().out
+    assert load_checkpoint("checkpoints/small/best.pth")["step"] == 6
+
+
+def test_a_file_may_be_spelled_in_another_way(work, lists, vgg_file, capsys):
+    flags = ["--data-folder", lists["off"], "--name", "small", "--device", "cpu", "--crop-size", 32, "--batch-size", 2]
+    flags += ["--init", "none", "--blocks", 1, "--channels", 4, "--vgg-layer", 22, "--discriminator-channels", 4]
+    flags += ["--schedule", "constant", "--vgg-weights"]
+    call("train_srgan", *flags, vgg_file, "--steps", 1)
+    vgg_file = Path(vgg_file)
+    call("train_srgan", *flags, vgg_file.parent / ".." / vgg_file.parent.name / vgg_file.name, "--steps", 2, "--resume")
+    (work / vgg_file.name).write_bytes(vgg_file.read_bytes())
+    assert "--vgg-weights was" in refusal(capsys, "train_srgan", *flags, work / vgg_file.name, "--steps", 3, "--resume")
+
+
+def test_the_network_to_compare_with_is_of_the_same_scale_and_may_have_moved(work, lists, vgg_file, capsys):
+    for scale in (2, 4):
+        network = SRResNet(scale, 1, 4)
+        save_checkpoint(work / f"x{scale}.pth", {"config": network.config, "weights": network.state_dict()})
+    flags = ["--data-folder", lists["off"], "--name", "small", "--device", "cpu", "--crop-size", 32, "--batch-size", 2]
+    flags += ["--vgg-weights", vgg_file, "--vgg-layer", 22, "--discriminator-channels", 4, "--schedule", "constant"]
+    flags += ["--excess-weight", 1, "--init"]
+    line = refusal(capsys, "train_srgan", *flags, work / "x2.pth", "--steps", 1)
+    assert "x2.pth is for x2, not x4; give --faithful FILE" in line and not (work / "checkpoints").exists()
+    assert "is for x2, not x4" in refusal(capsys, "train_srgan", *flags, work / "x4.pth", "--faithful", work / "x2.pth")
+    call("train_srgan", *flags, work / "x4.pth", "--steps", 1)
+    (work / "x4.pth").rename(work / "moved.pth")
+    call("train_srgan", *flags, work / "moved.pth", "--steps", 2, "--resume")
 
 
 def test_a_run_of_the_other_stage_is_not_resumed(stage, capsys, lists, vgg_file):
@@ -731,7 +780,7 @@ def test_stage_2_starts_from_stage_1(work, lists, vgg_file, capsys):
     args = SimpleNamespace(discriminator_channels=2, discriminator="paper", init_discriminator="run.pth", resume=False)
     assert equal(train_srgan.start_discriminator(args).state_dict(), discriminator.state_dict())
     problems = [({"init_discriminator": "start.pth"}, "no discriminator; give a last.pth of stage 2")]
-    problems += [({"discriminator_channels": channels}, "no discriminator of this size") for channels in (1, 3)]
+    problems += [({"discriminator_channels": channels}, "holds another discriminator") for channels in (1, 3)]
     for wrong, message in problems:
         with pytest.raises(utils.UserError, match=message):
             train_srgan.start_discriminator(SimpleNamespace(**vars(args) | wrong))

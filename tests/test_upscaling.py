@@ -174,3 +174,19 @@ def test_progress_hears_of_each_tile_and_may_end_the_work(name, frames, tmp_path
         with pytest.raises(Enough):
             upscale_until(limit)
         assert len(heard) == limit and not list(tmp_path.glob("*result*")) and not list(tmp_path.glob("*.tmp"))
+
+
+def test_colours_that_are_far_off_are_told(tmp_path, monkeypatch, capsys):
+    """Of patterns that no network here was trained on, as of dithering, which come out too bright."""
+    photograph = Image.fromarray(data.chelsea()).resize((96, 64))
+    photograph.save(tmp_path / "plain.png")
+    photograph.convert("1").save(tmp_path / "dithered.png")
+    assert " off on average" in upscale(monkeypatch, capsys, tmp_path / "dithered.png", "--output", tmp_path / "out")
+    assert " off on average" not in upscale(monkeypatch, capsys, tmp_path / "plain.png", "--output", tmp_path / "out")
+    assert abs(pixels(tmp_path / "out/dithered_x4.png").mean() - pixels(tmp_path / "dithered.png").mean()) > 10
+
+
+def test_an_empty_word_is_not_the_current_folder(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        upscale(monkeypatch, capsys, "")
+    assert "INPUT: is empty" in capsys.readouterr().err

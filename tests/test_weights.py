@@ -186,3 +186,11 @@ def test_damaged_files(tmp_path):
     for damaged in (whole[:-2000], whole[: len(whole) // 2], b"", b"# no weights"):
         path.write_bytes(damaged)
         assert "whole" in refusal(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_program_of_torchscript_is_told(tmp_path, recwarn):
+    torch.jit.save(torch.jit.script(torch.nn.Conv2d(3, 3, 1)), str(tmp_path / "a.pt"))
+    recwarn.clear()
+    assert "a program of TorchScript, not weights" in refusal(tmp_path / "a.pt")
+    assert not recwarn
