@@ -156,6 +156,11 @@ def _animation(image, first, size):
     for number, image_of_frame in enumerate(ImageSequence.Iterator(image)):
         if number < first:
             continue
+        if image_of_frame.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
+            image_of_frame.load()
+            eight = Image.fromarray(to_8_bits(np.asarray(image_of_frame).astype(np.uint16)))
+            eight.info = image_of_frame.info
+            image_of_frame = eight
         frame = _frame(upright(image_of_frame))
         if frame.rgb.shape[:2] != (height, width):
             missing = [(0, max(0, side - now)) for side, now in zip((height, width), frame.rgb.shape)]
@@ -291,7 +296,7 @@ def _not_held(frame, form, deep, natural_form):
         opaque = np.iinfo(frame.alpha.dtype).max
         if form in ("jpg", "bmp") and (frame.alpha < opaque).any():
             yield "its transparency, for which it lies on white"
-        if form == "gif" != natural_form and ((frame.alpha > 0) & (frame.alpha < opaque)).any():
+        if form == "gif" and natural_form != "gif" and ((frame.alpha > 0) & (frame.alpha < opaque)).any():
             yield "what is half transparent"
 
 

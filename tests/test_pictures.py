@@ -169,6 +169,16 @@ def test_animations_go_from_each_format_to_each(before, after, upscale, tmp_path
     assert shown == [50, 100, 150]
 
 
+def test_frames_of_16_bits_are_read_as_8_and_that_is_told(tmp_path):
+    gray = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)
+    frames = [Image.fromarray(gray), Image.fromarray(65535 - gray)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:], duration=70)
+    picture = formats.read_picture(tmp_path / "a.png")
+    assert picture.remark == "its 16 bits a channel are read as 8"
+    for frame, expected in zip(picture.frames, (gray, 65535 - gray), strict=True):
+        assert frame.duration == 70 and np.abs(frame.rgb[..., 0] - expected / 257).max() <= 0.5
+
+
 def test_what_a_format_does_not_hold_is_told(upscale, tmp_path, capsys):
     def said(name, form, ending=None):
         capsys.readouterr()
