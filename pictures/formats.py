@@ -281,7 +281,7 @@ def write_picture(path, picture, quality=None, watch=None):
                 write_deep(file, form, first.rgb, first.alpha, picture.gray, info, picture.white)
             else:
                 _write_shallow(file, form, first, frames, picture, info, quality)
-    except (ValueError, SystemError, OverflowError, RuntimeError, struct.error) as error:
+    except (ValueError, TypeError, SystemError, OverflowError, RuntimeError, struct.error) as error:
         if is_out_of_memory(error):
             raise
         raise UserError(f"{path}: cannot be written as {form}: {error}") from None
