@@ -165,6 +165,7 @@ if __name__ == "__main__":  # before the imports that take seconds, so that --he
     args = parse_arguments()
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -381,7 +382,7 @@ def main(args):
     optimizer_g = build_optimizer(args.optimizer, generator, args.learning_rate)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), args.learning_rate, fused=True)
     start, health = 0, {}
-    faithful_file = args.faithful or args.init  # as it is given now: where the file of the start may have moved to
+    given = args.init  # where the file of the start may have moved to: what --resume restores is the name it had
     if checkpoint:
         start, health = run.restore(checkpoint, dataset), checkpoint["health"]
         generator.load_state_dict(checkpoint["weights"])
@@ -396,7 +397,8 @@ def main(args):
         judged_by, measure = "content", content_measure(vgg, run.device, args)
     faithful = None  # the network that is right where it can be, whose error is the measure of --excess-weight
     if args.excess_weight:
-        faithful = for_inference(load_faithful(faithful_file or args.init, args.scale), run.device, run.dtype)
+        faithful_file = args.faithful or (args.init if Path(args.init).is_file() else given or args.init)
+        faithful = for_inference(load_faithful(faithful_file, args.scale), run.device, run.dtype)
     if args.freeze_bn:
         freeze_bn(generator)
     if args.freeze_bn == "both":

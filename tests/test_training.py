@@ -704,8 +704,10 @@ def test_the_network_to_compare_with_is_of_the_same_scale_and_may_have_moved(wor
     assert "x2.pth is for x2, not x4; give --faithful FILE" in line and not (work / "checkpoints").exists()
     assert "is for x2, not x4" in refusal(capsys, "train_srgan", *flags, work / "x4.pth", "--faithful", work / "x2.pth")
     call("train_srgan", *flags, work / "x4.pth", "--steps", 1)
+    call("train_srgan", *flags, work / "x2.pth", "--steps", 2, "--resume")  # what it began with is there, and is taken
     (work / "x4.pth").rename(work / "moved.pth")
-    call("train_srgan", *flags, work / "moved.pth", "--steps", 2, "--resume")
+    assert "x2.pth is for x2" in refusal(capsys, "train_srgan", *flags, work / "x2.pth", "--steps", 3, "--resume")
+    call("train_srgan", *flags, work / "moved.pth", "--steps", 3, "--resume")
 
 
 def test_a_run_of_the_other_stage_is_not_resumed(stage, capsys, lists, vgg_file):
