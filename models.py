@@ -21,6 +21,7 @@ from layers import PReLU, TailConvolution, convolution, cut_halo, sub_pixel_bloc
 SCALES = (2, 3, 4, 8)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VGG19_CONVOLUTIONS = (2, 2, 4, 4, 4)  # before each of the five max-pools
+MANY_PIXELS = 2**14  # LR pixels of a batch
 
 
 class SRCNN(nn.Module):
@@ -75,7 +76,7 @@ class SRResNet(nn.Module):
     some public weights expect. Raises ValueError for a scale not in SCALES.
     """
 
-    joins_last_shuffle = True  # on the CPU
+    joins_last_shuffle = True  # where that is quicker
 
     def __init__(self, scale: int = 4, blocks: int = 16, channels: int = 64, imagenet_input: bool = False):
         super().__init__()
@@ -112,7 +113,9 @@ class SRResNet(nn.Module):
 
     def reconstruct(self, features):
         """Feature maps (N, channels, h, w) -> SR (N, 3, scale*h, scale*w)."""
-        if features.device.type != "cpu" or not self.joins_last_shuffle:
+        device = features.device.type  # a GPU waits for the host with small batches, to which joining gives more to do
+        quicker = device == "cpu" or (device == "cuda" and features[:, 0].numel() >= MANY_PIXELS)
+        if not (quicker and self.joins_last_shuffle):
             return self.tail(self.upsampling(features))
         convolution, shuffle, prelu = self.upsampling[-1]
         maps = prelu(convolution(self.upsampling[:-1](features)))  # with one slope PReLU may as well come first

@@ -2,6 +2,8 @@
 
 import torch
 
+from devices import quickest_precision
+
 
 def build_optimizer(name, network, learning_rate):
     """The optimizer of that name, "adam" or "muon", for all parameters of the network."""
@@ -63,12 +65,15 @@ class Muon:
 
 
 def orthogonal(matrices):
-    """Matrices (n, rows, columns) with their singular values brought near 1, by five steps of Newton and Schulz in bf16.
+    """Matrices (n, rows, columns) with their singular values brought near 1, by five steps of Newton and Schulz.
 
-    To between about .7 and 1.2, but for the smallest: the polynomial of Jordan et al. is quick, and need not be exact.
+    To between about .7 and 1.2, but for the smallest: the polynomial of Jordan et al. is quick, and need not be exact. So bf16
+    will do, but only where the hardware has units for it: elsewhere a CPU takes many times as long for it as for fp32.
     """
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-12)
-    x = (x if x.shape[1] <= x.shape[2] else x.mT).bfloat16()
+    x = x if x.shape[1] <= x.shape[2] else x.mT
+    if quickest_precision(x.device) == "bf16":
+        x = x.bfloat16()
     for _ in range(5):
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
