@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader, Dataset
 
 from degradations import degrade, photo, photo_by_name
@@ -48,19 +49,22 @@ class SRDataset(Dataset):
     """Training: random HR crops, by sample number. `dataset[k]` is a uint8 array (3, crop_size, crop_size).
 
     Crops start anywhere in the image, are flipped left to right or not, and turned by 0 to 3 quarters. A share of them is made
-    gray, a share stretched until some of its pixels are black and some white, and a share one flat colour: networks that have
-    hardly seen gray pictures colour them, those that have hardly seen white do not reach it, and those that have seen no page
-    of one colour give it a rim, since beyond its edges their layers see zeros. The pixels come from the pack beside the list,
-    if `create_data_lists.py` made one; otherwise from the image files, each of which is decoded once for CROPS_PER_IMAGE
-    samples. Those samples lie within one window of WINDOW images and in different rounds through it, so that a batch of up to
-    WINDOW samples that starts a round has no image twice.
+    gray, a share stretched until some of its pixels are black and some white, a share one flat colour, and a share drawn (see
+    `drawing`): networks that have hardly seen gray pictures colour them, those that have hardly seen white do not reach it,
+    those that have seen no page of one colour give it a rim, since beyond its edges their layers see zeros, and those that have
+    seen no thin lines on flat ground, of which photographs have few, draw dots beside them.
+
+    The pixels come from the pack beside the list, if `create_data_lists.py` made one; otherwise from the image files, each of
+    which is decoded once for CROPS_PER_IMAGE samples. Those samples lie within one window of WINDOW images and in different
+    rounds through it, so that a batch of up to WINDOW samples that starts a round has no image twice.
 
     An image that cannot be used when its turn comes is replaced by another one, drawn from (seed, k) too; `bad_files`
     names it. Raises UserError if no image can be used.
 
     With the degradation "photo" the loader's workers make the LR images too, for `scale` (see `lr_image`). If the list has
     LR images, `dataset[k]` is a pair of arrays, of which the second, (3, crop_size / scale, crop_size / scale), is the same
-    part of the LR image, and HR crops start at multiples of `scale`. Raises UserError for a list of another scale.
+    part of the LR image, and HR crops start at multiples of `scale`. Raises UserError for a list of another scale, and for a
+    share that is to be drawn, of which there is no LR image.
     """
 
     def __init__(
@@ -71,14 +75,18 @@ class SRDataset(Dataset):
         gray_share: float = 0,
         stretch_share: float = 0,
         flat_share: float = 0,
+        drawn_share: float = 0,
         degradation: str = "bicubic",
         scale: int = 4,
     ):
         self.paths = read_list(list_file)
         self.list_file, self.crop_size, self.seed = list_file, crop_size, seed
         self.gray_share, self.stretch_share, self.flat_share = gray_share, stretch_share, flat_share
+        self.drawn_share = drawn_share
         self.degradation, self.scale = degradation, scale
         self.paths.check_lr_images(scale, degradation)
+        if drawn_share and self.paths.lr_images:
+            raise UserError("--drawn-share: what the camera of the given LR images would make of a drawing is not known")
         self.pack = open_pack(list_file)
         self.crops_per_image = CROPS_PER_IMAGE if self.pack is None else 1
         given = self.paths.lr_images or []
@@ -164,6 +172,8 @@ class SRDataset(Dataset):
         if self.flat_share and rng.random() < self.flat_share:
             colour = flat_colour(rng)
             crops = [np.broadcast_to(colour, crop.shape) for crop in crops]
+        if self.drawn_share and rng.random() < self.drawn_share:
+            crops = [drawing(rng, side)]
         return [crop.transpose(2, 0, 1) for crop in crops]
 
     def lr_image(self, k: int, crop: np.ndarray) -> np.ndarray:
@@ -220,6 +230,37 @@ def flat_colour(rng):
     """Black, white, a gray or any colour, as likely as each other: (3,) uint8."""
     kind, levels = rng.integers(4), rng.integers(256, size=3, dtype=np.uint8)
     return [np.uint8([0, 0, 0]), np.uint8([255, 255, 255]), levels[[0, 0, 0]], levels][kind]
+
+
+def drawing(rng, side, finer=3):
+    """A crop (side, side, 3) uint8 of thin lines on flat ground: a wall of bricks, or lines and ellipses at random.
+
+    Drawn `finer` times as large and averaged, so that lines may lie anywhere between pixels.
+    """
+    size, contrast = finer * side, rng.uniform(0.2, 1)
+    ground, other = (np.float64(flat_colour(rng)) for _ in range(2))
+    ground, ink = (tuple(map(int, colour)) for colour in (ground, ground + contrast * (other - ground)))
+    image = Image.new("RGB", (2 * size, 2 * size), ground)  # twice as large as needed, to be turned
+    draw, width = ImageDraw.Draw(image), int(finer * rng.uniform(0.7, 4))
+    if rng.random() < 0.5:
+        height, length = (int(finer * value) for value in rng.uniform((6, 12), (28, 72)))
+        shift = rng.choice([0, length // 2])
+        for row, top in enumerate(range(0, 2 * size, height)):
+            draw.line([0, top, 2 * size, top], ink, width)
+            for left in range(row % 2 * shift, 2 * size, length):
+                draw.line([left, top, left, top + height], ink, width)
+    else:
+        for corners in rng.integers(0, 2 * size, (40, 4)):
+            if rng.random() < 0.8:
+                draw.line(corners.tolist(), ink, width)
+            else:
+                left, right, top, bottom = (*sorted(corners[::2]), *sorted(corners[1::2]))
+                draw.ellipse([left, top, right, bottom], None, ink, width)
+    angle = rng.choice([0, 90]) + rng.normal(0, 4) if rng.random() < 0.7 else rng.uniform(0, 180)
+    image = image.rotate(angle, Image.Resampling.BILINEAR)
+    image = image.crop([size // 2, size // 2, size // 2 + size, size // 2 + size]).reduce(finer)
+    grain = rng.normal(0, rng.choice([0, 2, 5]), (side, side, 1))
+    return np.rint(np.asarray(image) + grain).clip(0, 255).astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=2 * CROPS_PER_IMAGE)

@@ -389,7 +389,7 @@ def one_file(path, other):
 def load_data(args):
     """The training samples and the validation pairs of a run. Raises UserError or ImageError for what cannot be used."""
     list_file = args.data_folder / "train_images.json"
-    shares = args.gray_share, args.stretch_share, args.flat_share
+    shares = args.gray_share, args.stretch_share, args.flat_share, args.drawn_share
     dataset = SRDataset(list_file, args.crop_size, args.seed, *shares, args.degradation, args.scale)
     white = dataset.paths.white if Path(args.validate_on).is_dir() else None  # a list has its own
     validation = test_images(args.validate_on, args.data_folder, white)

@@ -149,6 +149,7 @@ def add_training_arguments(parser, stage, steps, learning_rate, schedule):
         default=0.0,
         help="of the crops that are stretched to reach black and white, so that white stays white",
     )
+    add("--drawn-share", type=number(float, 0, 1), default=0.0, help="of the crops that are drawn: thin lines on flat ground")
     add("--flat-share", type=number(float, 0, 1), default=0.0, help="of the crops that are one colour, so that it has no rim")
     add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of the initial weights and the sample stream")
     add("--workers", type=number(int, 0), help="loader processes (default: 0 for a pack and bicubic on the CPU, else up to 8)")

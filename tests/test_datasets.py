@@ -366,6 +366,25 @@ def test_a_flat_crop_is_spoiled_as_a_photograph_is(lists):
     assert lr_imgs.float().std((2, 3)).max() > 3
 
 
+def test_a_share_of_the_crops_is_drawn_and_the_rest_is_as_before(lists):
+    list_file = lists["on"] / "train_images.json"
+    plain, changed = SRDataset(list_file, SIZE), SRDataset(list_file, SIZE, drawn_share=0.5)
+    drawn = {k: changed[k] for k in range(200) if not np.array_equal(changed[k], plain[k])}
+    assert 70 < len(drawn) < 130 and all(crop.shape == plain[0].shape and crop.dtype == np.uint8 for crop in drawn.values())
+    again = SRDataset(list_file, SIZE, drawn_share=0.5)
+    assert all(np.array_equal(again[k], drawn[k]) for k in reversed(list(drawn)[:20]))
+
+
+def test_a_drawing_is_lines_on_flat_ground():
+    """Half of its pixels and more lie within the grain of one colour, and there is a second one, seldom the same."""
+    drawings = [datasets.drawing(np.random.default_rng(seed), 64) for seed in range(60)]
+    ground = [np.median(drawing, axis=(0, 1)) for drawing in drawings]
+    away = [np.abs(drawing - colour).max(2) > 16 for drawing, colour in zip(drawings, ground)]
+    assert np.mean([np.mean(mask) < 0.5 for mask in away]) > 0.8 and np.mean([mask.any() for mask in away]) > 0.6
+    assert len({drawing.tobytes() for drawing in drawings}) > 50
+    assert np.mean([(drawing == drawing[..., :1]).all() for drawing in drawings]) > 0.3  # gray ones, so that they stay gray
+
+
 def test_a_gray_crop_has_the_luma_of_bt601_and_a_flat_one_can_be_stretched():
     crop = np.zeros((4, 4, 3), np.uint8)
     crop[..., 1] = 200

@@ -284,6 +284,11 @@ def numbered(height, width):
     return np.stack([rows, columns, np.full_like(rows, 99)], axis=-1).astype(np.uint8)
 
 
+def test_nothing_is_drawn_where_lr_images_are_given(tmp_path):
+    with pytest.raises(utils.UserError, match="--drawn-share"):
+        SRDataset(list_of_pairs(tmp_path, [numbered(10, 12)], 4, True), 24, drawn_share=0.1)
+
+
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("scale, remainder", [(4, 3), (3, 0), (2, 1)])
 def test_crops_of_both_are_of_one_place_flip_and_turn(tmp_path, scale, remainder, pack):
