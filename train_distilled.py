@@ -61,6 +61,13 @@ def parse_arguments(words=None):
     )
     add("--sharp", metavar="FILE", help="weights of stage 2 (default: none)")
     add("--factor", type=number(float, 0), default=1.0, help="of the difference in luma between --sharp and --faithful")
+    add(
+        "--trust",
+        type=number(float, 0),
+        metavar="RATIO",
+        help="take that difference where the local error of --sharp, against the HR image, is at most so many times that of "
+        "--faithful, and less of it beyond, to none at 1.4 times as many (default: everywhere)",
+    )
     add("--init", metavar="FILE", help="weights to start from (default: --sharp, or else --faithful)")
     add("--luma-weight", type=number(float, 0), default=20.0, help="of the mean absolute error of luma against the target")
     add("--chroma-weight", type=number(float, 0), default=20.0, help="of that of Cb and Cr")
@@ -84,7 +91,7 @@ import torch.nn.functional as F
 
 from devices import UNSCALED, autocast, descend
 from inference import TURNS, for_inference, turn, turned_back
-from losses import chroma, consistency_loss, echo_loss, excess_error_loss, luma, mesh_loss, resize
+from losses import chroma, consistency_loss, echo_loss, excess_error_loss, local_rms, luma, mesh_loss, resize
 from metrics import DIAGNOSTICS, FIGURES, load_lpips
 from models import build_network
 from optimizers import build_optimizer, set_learning_rate
@@ -115,12 +122,25 @@ def target_images(faithful, sharp, lr_imgs, hr_imgs, args, step, clean=True):
     targets = faithful_imgs
     if sharp is not None:
         sharp_imgs = sharp(lr_imgs.to(next(sharp.parameters()).dtype)).float()
-        targets = faithful_imgs + args.factor * luma(sharp_imgs - faithful_imgs)  # Y is one offset of all three channels
+        difference = args.factor * luma(sharp_imgs - faithful_imgs)
+        if args.trust:
+            difference = difference * trust(sharp_imgs, faithful_imgs, hr_imgs, args.trust)
+        targets = faithful_imgs + difference  # Y is one offset of all three channels
     if clean:  # what the LR image shows is known: one back-projection (Irani and Peleg 1991)
         targets = targets + resize(2 * lr_imgs - 1 - resize(targets, lr_imgs.shape[-2:]), targets.shape[-2:])
     # So are the colours of gray pictures, and all of a page of one colour.
     gray = chroma(hr_imgs).abs().amax((1, 2, 3), keepdim=True) < 1e-3
     return torch.where(of_one_colour(hr_imgs), hr_imgs, torch.where(gray, luma(targets), targets)), faithful_imgs
+
+
+def trust(sharp_imgs, faithful_imgs, hr_imgs, ratio):
+    """How far the detail of a sharp network is to be learnt, (N, 1, H, W): 1 up to that ratio of errors, 0 from 1.4 times it.
+
+    The errors are local rms of luma less HR's. What an adversary invents in texture is no worse than to leave it out; beside
+    edges, where the faithful network knows the picture, it is, and a network can learn to see where.
+    """
+    sharp, faithful = (local_rms(luma(imgs) - luma(hr_imgs)) for imgs in (sharp_imgs, faithful_imgs))
+    return ((1.4 - sharp / (ratio * faithful)) / 0.4).clamp(0, 1)
 
 
 def of_one_colour(imgs):

@@ -64,6 +64,27 @@ def test_the_target_of_two_has_the_colours_of_the_faithful_one(teachers, batch):
     assert torch.allclose(luma(targets)[:2], (luma(faithful_imgs) + 1.5 * difference)[:2], atol=1e-6)
 
 
+def test_what_the_sharp_one_gets_wrong_is_not_learnt():
+    """Trust is 1 up to the ratio of errors, 0 from 1.4 times it, and in between on the line between both, place by place."""
+    hr_imgs = torch.zeros(1, 3, 40, 40)
+    faithful_imgs = hr_imgs + 0.1
+    sharp_imgs = hr_imgs + 0.1 * torch.tensor([1.0, 2.0, 2.4, 2.8, 5.0]).repeat_interleave(8).view(1, 1, 1, 40)
+    trusted = train_distilled.trust(sharp_imgs, faithful_imgs, hr_imgs, 2.0)
+    assert trusted.shape == (1, 1, 40, 40)
+    assert torch.allclose(trusted[0, 0, 20, [3, 36]], torch.tensor([1.0, 0.0]))  # a window of 7 pixels within one level
+    assert torch.allclose(trusted[0, 0, 20, [11, 20, 28]], torch.tensor([1.0, 0.5, 0.0]), atol=0.02)
+    assert train_distilled.trust(hr_imgs, hr_imgs, hr_imgs, 1.0).min() > 0.999  # where both are right
+
+
+def test_the_target_without_trust_is_the_faithful_one(teachers, batch):
+    with torch.no_grad():
+        everywhere, nowhere = (
+            train_distilled.target_images(*teachers, *batch, some_args(trust=ratio), 1, clean=False)[0] for ratio in (1e6, 1e-6)
+        )
+        plain, faithful_imgs = train_distilled.target_images(*teachers, *batch, ARGS, 1, clean=False)
+    assert torch.equal(everywhere, plain) and torch.equal(nowhere[0], faithful_imgs[0]) and not torch.equal(plain, nowhere)
+
+
 @pytest.mark.parametrize("clean", [True, False])
 def test_gray_pictures_and_pages_of_one_colour_are_known(teachers, batch, clean):
     targets, _ = train_distilled.target_images(*teachers, *batch, ARGS, 1, clean)
