@@ -86,7 +86,7 @@ class SRDataset(Dataset):
         self.degradation, self.scale = degradation, scale
         self.paths.check_lr_images(scale, degradation)
         if drawn_share and self.paths.lr_images:
-            raise UserError("--drawn-share: what the camera of the given LR images would make of a drawing is not known")
+            raise UserError(f"{list_file}: its LR images are given, and of a drawing there would be none; give --drawn-share 0")
         self.pack = open_pack(list_file)
         self.crops_per_image = CROPS_PER_IMAGE if self.pack is None else 1
         given = self.paths.lr_images or []

@@ -18,6 +18,7 @@ LAYERS = {"vgg_layer": [22, 34, 44, 54], "vgg_before_relu": True, "content_loss"
 TRUE_COLOURS = {"luma_adversary": True, "chroma_weight": 20.0, "consistency_weight": 100.0}
 SHIPPED = {
     **LAYERS,
+    "vgg_layer": [12, 22, 34, 44, 54],
     "luma_adversary": True,
     "chroma_weight": 150.0,
     "consistency_weight": 500.0,
@@ -31,15 +32,17 @@ SHIPPED = {
     "excess_weight": 500.0,
     "freeze_bn": "generator",
     "crop_size": 192,
-    "batch_size": 4,
-    "learning_rate": 1e-4,
+    "batch_size": 8,
+    "optimizer": "muon",
+    "learning_rate": 2e-4,
     "schedule": "cosine",
     "warmup_steps": 50,
-    "ema_decay": 0.995,
-    "gray_share": 0.1,
+    "ema_decay": 0.998,
+    "gray_share": 0.3,
     "stretch_share": 0.1,
     "flat_share": 0.05,
-    "steps": 25_000,
+    "drawn_share": 0.05,
+    "steps": 7000,
 }
 RECIPES = {
     "paper": {},
@@ -48,16 +51,20 @@ RECIPES = {
     # The LR image does not tell what HR is as exactly as a clean one: so what holds SR to HR is held less tightly, and what
     # makes detail is weaker, or it would make detail of noise.
     "photo": SHIPPED
+    | LAYERS
     | {
         "degradation": "photo",
+        "batch_size": 4,
+        "optimizer": "adam",
         "chroma_weight": 50.0,
         "consistency_weight": 50.0,
         "adversarial_weight": 0.3,
         "detail_weight": 150.0,
         "mesh_weight": 6000.0,
         "excess_weight": 1000.0,
-        "learning_rate": 2e-4,
         "ema_decay": 0.99,
+        "gray_share": 0.1,
+        "drawn_share": 0.0,
         "steps": 1500,
     },
 }

@@ -99,6 +99,19 @@ def test_the_joined_tail_and_the_one_slope_are_the_plain_layers(scale, monkeypat
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("device, side, joined", [("cpu", 4, True), ("cuda", 64, False), ("cuda", 128, True), ("mps", 128, False)])
+def test_the_last_shuffle_is_joined_where_that_is_quicker(device, side, joined, monkeypatch):
+    """On CUDA for many pixels, as was measured; a stand-in for the maps, which only tells where it lies."""
+    network, way = SRResNet(blocks=1, channels=4), []
+    monkeypatch.setattr(layers.TailConvolution, "with_shuffle", lambda self, x, factor: way.append("joined") or x)
+    monkeypatch.setattr(layers.TailConvolution, "forward", lambda self, x: way.append("plain") or x)
+    network.upsampling = nn.Sequential(nn.Identity(), nn.ModuleList([nn.Identity(), nn.PixelShuffle(2), nn.Identity()]))
+    network.upsampling.forward = lambda x: x
+    maps = torch.empty(1, 4, side, side).as_subclass(type("Elsewhere", (torch.Tensor,), {"device": torch.device(device)}))
+    network.reconstruct(maps)
+    assert way == ["joined" if joined else "plain"]
+
+
 def test_discriminator_has_the_layers_of_the_paper():
     with torch.device("meta"):
         order = layers_in_order(Discriminator(), torch.zeros(2, 3, 96, 96))

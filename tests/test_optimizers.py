@@ -13,8 +13,10 @@ from optimizers import Muon, orthogonal
 from weights import load_checkpoint, save_checkpoint
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 64, 576)])
-def test_singular_values_come_near_one_and_the_directions_stay(shape):
+def test_singular_values_come_near_one_and_the_directions_stay(shape, precision, monkeypatch):
+    monkeypatch.setattr("optimizers.quickest_precision", lambda device: precision)
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     matrices[:, 0] *= 30  # what a gradient is mostly made of
     result = orthogonal(matrices)
@@ -23,6 +25,16 @@ def test_singular_values_come_near_one_and_the_directions_stay(shape):
     found = torch.linalg.svdvals(result)
     assert found.min() > 0.5 and found.max() < 1.3
     assert F.cosine_similarity(result.flatten(1), (u @ vh).flatten(1)).min() > 0.95
+
+
+def test_bf16_is_left_to_hardware_that_has_units_for_it(monkeypatch):
+    matrices = torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(0))
+    results = {}
+    for precision in ("fp32", "fp16", "bf16"):
+        monkeypatch.setattr("optimizers.quickest_precision", lambda device, precision=precision: precision)
+        results[precision] = orthogonal(matrices)
+    in_bf16 = {precision: torch.equal(result, result.bfloat16().float()) for precision, result in results.items()}
+    assert in_bf16 == {"fp32": False, "fp16": False, "bf16": True}
 
 
 def test_a_matrix_of_zeros_stays_so():
