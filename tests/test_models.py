@@ -99,7 +99,10 @@ def test_the_joined_tail_and_the_one_slope_are_the_plain_layers(scale, monkeypat
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("device, side, joined", [("cpu", 4, True), ("cuda", 64, False), ("cuda", 128, True), ("mps", 128, False)])
+PLACES = [("cpu", 4, True), ("cuda", 64, False), ("cuda", 128, True), ("mps", 128, False)]
+
+
+@pytest.mark.parametrize("device, side, joined", PLACES)
 def test_the_last_shuffle_is_joined_where_that_is_quicker(device, side, joined, monkeypatch):
     """On CUDA for many pixels, as was measured; a stand-in for the maps, which only tells where it lies."""
     network, way = SRResNet(blocks=1, channels=4), []
