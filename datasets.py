@@ -235,7 +235,8 @@ def flat_colour(rng):
 def drawing(rng, side, finer=3):
     """A crop (side, side, 3) uint8 of thin lines on flat ground: a wall of bricks, or lines and ellipses at random.
 
-    Drawn `finer` times as large and averaged, so that lines may lie anywhere between pixels.
+    Drawn `finer` times as large and averaged, so that lines may lie anywhere between pixels. Lines are .7 to 4 pixels wide,
+    bricks 6 to 28 high and 12 to 72 long, and half of the drawings or more are gray.
     """
     size, contrast = finer * side, rng.uniform(0.2, 1)
     ground, other = (np.float64(flat_colour(rng)) for _ in range(2))

@@ -48,7 +48,9 @@ SHARP = {
     "steps": 1500,
 }
 PHOTO = {"degradation": "photo", "factor": 2.0, "chroma_weight": 20.0, "consistency_weight": 50.0}
-PHOTO |= {"mesh_weight": 6000.0, "excess_weight": 1000.0, "gray_share": 0.15, "ema_decay": 0.99, "steps": 1500}
+PHOTO |= {"echo_weight": 1000.0, "mesh_weight": 6000.0, "gray_share": 0.15}
+# In a noisy LR image a network cannot see where the sharp one will be wrong.
+PHOTO |= {"trust": None, "luma_weight": 20.0, "optimizer": "adam", "drawn_share": 0.0}
 RECIPES = {"plain": {}, "faithful": FAITHFUL, "shipped": SHARP, "photo": SHARP | PHOTO}
 
 
@@ -140,8 +142,8 @@ def target_images(faithful, sharp, lr_imgs, hr_imgs, args, step, clean=True):
 def trust(sharp_imgs, faithful_imgs, hr_imgs, ratio):
     """How far the detail of a sharp network is to be learnt, (N, 1, H, W): 1 up to that ratio of errors, 0 from 1.4 times it.
 
-    The errors are local rms of luma less HR's. What an adversary invents in texture is no worse than to leave it out; beside
-    edges, where the faithful network knows the picture, it is, and a network can learn to see where.
+    The errors are local rms of luma less HR's. In texture, what an adversary invents is little worse than to leave it out;
+    beside edges, where the faithful network knows the picture, it is much worse, and a network can learn to see where.
     """
     sharp, faithful = (local_rms(luma(imgs) - luma(hr_imgs)) for imgs in (sharp_imgs, faithful_imgs))
     return ((1.4 - sharp / (ratio * faithful)) / 0.4).clamp(0, 1)
