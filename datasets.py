@@ -239,10 +239,12 @@ def drawing(rng, side, finer=3):
     bricks 6 to 28 high and 12 to 72 long, and half of the drawings or more are gray.
     """
     size, contrast = finer * side, rng.uniform(0.2, 1)
-    ground, other = (np.float64(flat_colour(rng)) for _ in range(2))
+    ground = other = np.float64(flat_colour(rng))
+    while np.array_equal(ground, other):
+        other = np.float64(flat_colour(rng))
     ground, ink = (tuple(map(int, colour)) for colour in (ground, ground + contrast * (other - ground)))
     image = Image.new("RGB", (2 * size, 2 * size), ground)  # twice as large as needed, to be turned
-    draw, width = ImageDraw.Draw(image), int(finer * rng.uniform(0.7, 4))
+    draw, width = ImageDraw.Draw(image), round(finer * rng.uniform(0.7, 4))
     if rng.random() < 0.5:
         height, length = (int(finer * value) for value in rng.uniform((6, 12), (28, 72)))
         shift = rng.choice([0, length // 2])

@@ -1,4 +1,4 @@
-"""The layers of the paper's networks, made quick on CPUs: convolutions, PReLU, the tail, halos, edges. Not here: networks."""
+"""The layers of the paper's networks, made quick: convolutions, PReLU, the tail, halos, edges. Not here: networks."""
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +43,10 @@ class TailConvolution(nn.Conv2d):
     def with_shuffle(self, x, factor):
         """PixelShuffle(factor) and this convolution in one: (N, C * factor^2, h, w) -> (N, 3, factor*h, factor*w).
 
-        Three output channels leave most lanes of a CPU's vector units idle, and shuffling large maps takes as long as a
-        convolution. So the factor x factor pixels of a place are computed at once: the kernel at its offsets to them, laid
-        out on the maps as they are before the shuffle, where it covers 5x5. It is the same sum, with zeros added.
+        Three output channels leave most lanes of a CPU's vector units idle, and most of a GPU's tensor cores; and shuffling
+        large maps takes as long as a convolution. So the factor x factor pixels of a place are computed at once: the kernel at
+        its offsets to them, laid out on the maps as they are before the shuffle, where it covers 5x5. It is the same sum, with
+        zeros added.
         """
         first, last = 2 * factor - 4, 3 * factor - 5
         shifted = [

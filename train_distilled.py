@@ -6,8 +6,9 @@
 There is no discriminator and no VGG19, so a step costs a fraction of stage 2's, and nothing drifts: the target of each LR
 image is a function of networks that stay as they are. Without --sharp it is what the network of stage 1 makes of it, with
 --turns 8 the mean of what it makes of its eight flips and turns. With --sharp it has that network's colours and, in luma,
---factor times the difference between the network of stage 2 and it. --recipe faithful is for the former, shipped for the
-latter, and photo for the latter on degraded pictures, with the weights for photographs. The lists in the data folder come
+--factor times the difference between the network of stage 2 and it, but, with --trust, for what that one gets wrong against
+the HR image. --recipe faithful is for the former, shipped for the latter, and photo for the latter on degraded pictures, with
+the weights for photographs. The lists in the data folder come
 from create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to results/NAME; the same command with
 --resume goes on with a run. best.pth is chosen on the validation images: by LPIPS if --lpips-backbone is given; otherwise by
 PSNR without --sharp, and with it, since PSNR falls as pictures get sharper, it is that of the last validation.
@@ -72,7 +73,7 @@ def parse_arguments(words=None):
         type=number(float, 0),
         metavar="RATIO",
         help="take that difference where the local error of --sharp, against the HR image, is at most so many times that of "
-        "--faithful, and less of it beyond, to none at 1.4 times as many (default: everywhere)",
+        "--faithful, and less of it beyond, to none at 1.4 times as many (default, and 0: everywhere)",
     )
     add("--init", metavar="FILE", help="weights to start from (default: --sharp, or else --faithful)")
     add("--luma-weight", type=number(float, 0), default=20.0, help="of the mean absolute error of luma against the target")

@@ -22,13 +22,15 @@ SHIPPED = {
     "gray_share": 0.1,
     "stretch_share": 0.1,
     "flat_share": 0.05,
+    "drawn_share": 0.05,
     "steps": 60_000,
 }
 RECIPES = {
     "paper": {},
     "quick": {"crop_size": 48, "learning_rate": 1e-3, "schedule": "cosine", "steps": 7000},
     "shipped": SHIPPED,
-    "photo": SHIPPED | {"degradation": "photo", "crop_size": 192, "warmup_steps": 100, "ema_decay": 0.998, "steps": 3600},
+    "photo": SHIPPED
+    | {"degradation": "photo", "crop_size": 192, "warmup_steps": 100, "ema_decay": 0.998, "drawn_share": 0.0, "steps": 3600},
 }
 
 

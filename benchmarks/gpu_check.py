@@ -276,7 +276,8 @@ def check_waiting(args):
 
     for stage in (1, 2):
         last = 26 if on_cuda else 3
-        more = ["--steps", last, "--log-every", last, "--init", SHIPPED["srresnet" if stage == 1 else "srgan"]]
+        more = ["--steps", last, "--log-every", last, "--optimizer", "muon"]
+        more += ["--init", SHIPPED["srresnet" if stage == 1 else "srgan"]]
         runs.Run.steps = watched
         try:
             with warnings.catch_warnings(record=True) as seen:
@@ -447,7 +448,7 @@ def main(args):
     # For benchmark.py: the paper's sizes on a GPU. For the scripts: those of --recipe shipped, or small ones.
     args.batch_size, args.crop_size, args.rounds = (2, 32, 1) if args.small else (16, 96, 7)
     args.images, args.quick = None, args.small
-    args.sizes = SimpleNamespace(batch=4, crop=192, picture=256, flags=[], gan_flags=["--vgg-crop", "128"])
+    args.sizes = SimpleNamespace(batch=8, crop=192, picture=256, flags=[], gan_flags=["--vgg-crop", "128"])
     if args.small:
         gan_flags = ["--vgg-crop", "32", "--vgg-layer", "22", "--discriminator-channels", "8"]
         args.sizes = SimpleNamespace(batch=2, crop=64, picture=40, flags=["--workers", "0"], gan_flags=gan_flags)

@@ -376,11 +376,11 @@ def test_a_share_of_the_crops_is_drawn_and_the_rest_is_as_before(lists):
 
 
 def test_a_drawing_is_lines_on_flat_ground():
-    """Half of its pixels and more lie within the grain of one colour, and there is a second one, seldom the same."""
+    """Most of its pixels lie within the grain of one colour, and some clearly beyond, but for a few faint or crowded ones."""
     drawings = [datasets.drawing(np.random.default_rng(seed), 64) for seed in range(60)]
     ground = [np.median(drawing, axis=(0, 1)) for drawing in drawings]
-    away = [np.abs(drawing - colour).max(2) > 16 for drawing, colour in zip(drawings, ground)]
-    assert np.mean([np.mean(mask) < 0.5 for mask in away]) > 0.8 and np.mean([mask.any() for mask in away]) > 0.6
+    away = np.array([(np.abs(drawing - colour).max(2) > 30).mean() for drawing, colour in zip(drawings, ground)])
+    assert np.mean(away < 0.6) > 0.8 and np.mean(away > 0.01) > 0.8 and np.mean((away > 0.01) & (away < 0.6)) > 0.7
     assert len({drawing.tobytes() for drawing in drawings}) > 50
     assert np.mean([(drawing == drawing[..., :1]).all() for drawing in drawings]) > 0.3  # gray ones, so that they stay gray
 

@@ -81,7 +81,7 @@ def test_srresnet_has_the_skips_of_the_paper():
 
 @pytest.mark.parametrize("scale", models.SCALES)
 def test_the_joined_tail_and_the_one_slope_are_the_plain_layers(scale, monkeypatch):
-    """What the CPU computes differently, against the paper's layers as PyTorch has them, with the gradients."""
+    """What is computed in a quicker way, against the paper's layers as PyTorch has them, with the gradients."""
     torch.manual_seed(0)
     network = SRResNet(scale, blocks=1, channels=4).double()
     for slope, module in zip((-0.2, 0.1, 0.9, 1.5), (m for m in network.modules() if isinstance(m, nn.PReLU))):
@@ -99,18 +99,18 @@ def test_the_joined_tail_and_the_one_slope_are_the_plain_layers(scale, monkeypat
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
-PLACES = [("cpu", 4, True), ("cuda", 64, False), ("cuda", 128, True), ("mps", 128, False)]
+PLACES = [("cpu", 1, 4, True), ("cuda", 1, 64, False), ("cuda", 4, 64, True), ("cuda", 1, 128, True), ("mps", 1, 128, False)]
 
 
-@pytest.mark.parametrize("device, side, joined", PLACES)
-def test_the_last_shuffle_is_joined_where_that_is_quicker(device, side, joined, monkeypatch):
+@pytest.mark.parametrize("device, count, side, joined", PLACES)
+def test_the_last_shuffle_is_joined_where_that_is_quicker(device, count, side, joined, monkeypatch):
     """On CUDA for many pixels, as was measured; a stand-in for the maps, which only tells where it lies."""
     network, way = SRResNet(blocks=1, channels=4), []
     monkeypatch.setattr(layers.TailConvolution, "with_shuffle", lambda self, x, factor: way.append("joined") or x)
     monkeypatch.setattr(layers.TailConvolution, "forward", lambda self, x: way.append("plain") or x)
     network.upsampling = nn.Sequential(nn.Identity(), nn.ModuleList([nn.Identity(), nn.PixelShuffle(2), nn.Identity()]))
     network.upsampling.forward = lambda x: x
-    maps = torch.empty(1, 4, side, side).as_subclass(type("Elsewhere", (torch.Tensor,), {"device": torch.device(device)}))
+    maps = torch.empty(count, 4, side, side).as_subclass(type("Elsewhere", (torch.Tensor,), {"device": torch.device(device)}))
     network.reconstruct(maps)
     assert way == ["joined" if joined else "plain"]
 
