@@ -44,29 +44,16 @@ SHIPPED = {
     "drawn_share": 0.05,
     "steps": 7000,
 }
+# The LR image does not tell what HR is as exactly as a clean one: so what holds SR to HR is held less tightly, and what makes
+# detail is weaker, or it would make detail of noise.
+PHOTO = {"degradation": "photo", "chroma_weight": 50.0, "consistency_weight": 50.0, "adversarial_weight": 0.3}
+PHOTO |= {"detail_weight": 150.0, "mesh_weight": 6000.0, "excess_weight": 1000.0, "gray_share": 0.1, "drawn_share": 0.0}
+PHOTO |= {"batch_size": 4, "optimizer": "adam", "ema_decay": 0.99, "steps": 1500}
 RECIPES = {
     "paper": {},
     "quick": LAYERS | TRUE_COLOURS | {"adversarial_weight": 2e-2, "echo_weight": 300.0, "learning_rate": 2e-4, "steps": 1000},
     "shipped": SHIPPED,
-    # The LR image does not tell what HR is as exactly as a clean one: so what holds SR to HR is held less tightly, and what
-    # makes detail is weaker, or it would make detail of noise.
-    "photo": SHIPPED
-    | LAYERS
-    | {
-        "degradation": "photo",
-        "batch_size": 4,
-        "optimizer": "adam",
-        "chroma_weight": 50.0,
-        "consistency_weight": 50.0,
-        "adversarial_weight": 0.3,
-        "detail_weight": 150.0,
-        "mesh_weight": 6000.0,
-        "excess_weight": 1000.0,
-        "ema_decay": 0.99,
-        "gray_share": 0.1,
-        "drawn_share": 0.0,
-        "steps": 1500,
-    },
+    "photo": SHIPPED | LAYERS | PHOTO,
 }
 
 
