@@ -21,7 +21,7 @@ from layers import PReLU, TailConvolution, convolution, cut_halo, sub_pixel_bloc
 SCALES = (2, 3, 4, 8)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VGG19_CONVOLUTIONS = (2, 2, 4, 4, 4)  # before each of the five max-pools
-MANY_PIXELS = 2**14  # LR pixels of a batch
+MANY_PIXELS = 2**14  # LR pixels of a batch, from which a GPU gains from a joined tail (docs/LOG.md, 2026-11-27)
 
 
 class SRCNN(nn.Module):
@@ -114,8 +114,8 @@ class SRResNet(nn.Module):
     def reconstruct(self, features):
         """Feature maps (N, channels, h, w) -> SR (N, 3, scale*h, scale*w)."""
         device = features.device.type  # a GPU waits for the host with small batches, to which joining gives more to do
-        quicker = device == "cpu" or (device == "cuda" and features[:, 0].numel() >= MANY_PIXELS)
-        if not (quicker and self.joins_last_shuffle):
+        quicker = self.joins_last_shuffle and (device == "cpu" or (device == "cuda" and features[:, 0].numel() >= MANY_PIXELS))
+        if not quicker:
             return self.tail(self.upsampling(features))
         convolution, shuffle, prelu = self.upsampling[-1]
         maps = prelu(convolution(self.upsampling[:-1](features)))  # with one slope PReLU may as well come first
