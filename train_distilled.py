@@ -28,13 +28,13 @@ FAITHFUL = {
     "steps": 3000,
 }
 SHARP = {
-    "factor": 1.15,
+    "factor": 1.4,
     "trust": 1.3,
     "luma_weight": 40.0,
-    "chroma_weight": 60.0,
+    "chroma_weight": 100.0,
     "consistency_weight": 500.0,
-    "echo_weight": 1500.0,
-    "mesh_weight": 3000.0,
+    "echo_weight": 2500.0,
+    "mesh_weight": 10000.0,
     "excess_weight": 1000.0,
     "crop_size": 128,
     "batch_size": 4,
@@ -42,10 +42,10 @@ SHARP = {
     "schedule": "cosine",
     "warmup_steps": 20,
     "ema_decay": 0.99,
-    "gray_share": 0.35,
+    "gray_share": 0.4,
     "stretch_share": 0.1,
     "flat_share": 0.02,
-    "drawn_share": 0.15,
+    "drawn_share": 0.3,
     "steps": 1500,
 }
 PHOTO = {"degradation": "photo", "factor": 2.0, "chroma_weight": 20.0, "consistency_weight": 50.0}
