@@ -25,12 +25,13 @@ SHIPPED = {
     "drawn_share": 0.05,
     "steps": 60_000,
 }
+PHOTO = {"degradation": "photo", "crop_size": 192, "learning_rate": 5e-4, "warmup_steps": 20, "ema_decay": 0.999}
+PHOTO |= {"gray_share": 0.15, "flat_share": 0.02, "drawn_share": 0.0, "steps": 16_000}
 RECIPES = {
     "paper": {},
     "quick": {"crop_size": 48, "learning_rate": 1e-3, "schedule": "cosine", "steps": 7000},
     "shipped": SHIPPED,
-    "photo": SHIPPED
-    | {"degradation": "photo", "crop_size": 192, "warmup_steps": 100, "ema_decay": 0.998, "drawn_share": 0.0, "steps": 3600},
+    "photo": SHIPPED | PHOTO,
 }
 
 
