@@ -48,7 +48,7 @@ SHIPPED = {
 # detail is weaker, or it would make detail of noise.
 PHOTO = {"degradation": "photo", "chroma_weight": 50.0, "consistency_weight": 50.0, "adversarial_weight": 0.3}
 PHOTO |= {"detail_weight": 150.0, "mesh_weight": 6000.0, "excess_weight": 1000.0, "gray_share": 0.1, "drawn_share": 0.0}
-PHOTO |= {"batch_size": 4, "optimizer": "adam", "ema_decay": 0.99, "steps": 1500}
+PHOTO |= {"batch_size": 4, "ema_decay": 0.995, "steps": 1800}
 RECIPES = {
     "paper": {},
     "quick": LAYERS | TRUE_COLOURS | {"adversarial_weight": 2e-2, "echo_weight": 300.0, "learning_rate": 2e-4, "steps": 1000},
