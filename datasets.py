@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 from torch.utils.data import DataLoader, Dataset
 
 from degradations import degrade, photo, photo_by_name
@@ -236,7 +236,7 @@ def drawing(rng, side, finer=3):
     """A crop (side, side, 3) uint8 of thin lines on flat ground: a wall of bricks, or lines and ellipses at random.
 
     Drawn `finer` times as large and averaged, so that lines may lie anywhere between pixels. Lines are .7 to 4 pixels wide,
-    bricks 6 to 28 high and 12 to 72 long, and half of the drawings or more are gray.
+    bricks 6 to 28 high and 12 to 72 long, half of the drawings or more are gray, and half are as soft as a photograph.
     """
     size, contrast = finer * side, rng.uniform(0.2, 1)
     ground = other = np.float64(flat_colour(rng))
@@ -262,8 +262,18 @@ def drawing(rng, side, finer=3):
     angle = rng.choice([0, 90]) + rng.normal(0, 4) if rng.random() < 0.7 else rng.uniform(0, 180)
     image = image.rotate(angle, Image.Resampling.BILINEAR)
     image = image.crop([size // 2, size // 2, size // 2 + size, size // 2 + size]).reduce(finer)
-    grain = rng.normal(0, rng.choice([0, 2, 5]), (side, side, 1))
-    return np.rint(np.asarray(image) + grain).clip(0, 255).astype(np.uint8)
+    image = image.filter(ImageFilter.GaussianBlur(float(rng.choice([0, rng.uniform(0, 1.2)]))))
+    return np.rint(np.asarray(image) + grain(rng, side)).clip(0, 255).astype(np.uint8)
+
+
+def grain(rng, side):
+    """What to add to the levels of a drawing, (side, side, 1): in two of three, spots of 1 to 6 pixels, up to 2.5 levels rms.
+
+    Since LR images show the larger ones, a network has to learn that they are no texture.
+    """
+    spots = rng.normal(0, 1, [max(2, round(side / rng.choice([1, rng.uniform(1, 6)])))] * 2)
+    spots = np.asarray(Image.fromarray(spots.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC))
+    return (spots / spots.std())[..., None] * rng.uniform(0, 2.5) * rng.choice([0, 1, 1])
 
 
 @functools.lru_cache(maxsize=2 * CROPS_PER_IMAGE)

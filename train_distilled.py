@@ -135,9 +135,9 @@ def target_images(faithful, sharp, lr_imgs, hr_imgs, args, step, clean=True):
         targets = faithful_imgs + difference  # Y is one offset of all three channels
     if clean:  # what the LR image shows is known: one back-projection (Irani and Peleg 1991)
         targets = targets + resize(2 * lr_imgs - 1 - resize(targets, lr_imgs.shape[-2:]), targets.shape[-2:])
-    # So are the colours of gray pictures, and all of a page of one colour.
+    # So are the colours of gray pictures; and what is drawn has nothing to invent, so there the HR image is the target.
     gray = chroma(hr_imgs).abs().amax((1, 2, 3), keepdim=True) < 1e-3
-    return torch.where(of_one_colour(hr_imgs), hr_imgs, torch.where(gray, luma(targets), targets)), faithful_imgs
+    return torch.where(drawn(hr_imgs), hr_imgs, torch.where(gray, luma(targets), targets)), faithful_imgs
 
 
 def trust(sharp_imgs, faithful_imgs, hr_imgs, ratio):
@@ -150,9 +150,15 @@ def trust(sharp_imgs, faithful_imgs, hr_imgs, ratio):
     return ((1.4 - sharp / (ratio * faithful)) / 0.4).clamp(0, 1)
 
 
-def of_one_colour(imgs):
-    """Which of the images (N, 3, H, W) are a page of one colour: (N, 1, 1, 1), True or False."""
-    return (imgs.amax((2, 3), keepdim=True) == imgs.amin((2, 3), keepdim=True)).all(1, keepdim=True)
+def drawn(imgs):
+    """Which of the images (N, 3, H, W) in [-1, 1] are drawn, rather than photographed: (N, 1, 1, 1), True or False.
+
+    Those of which one level of luma, of 256, fills more than an eighth: pages of one colour, lines on flat ground, even with a
+    little grain, and one in twenty crops of photographs, such as those of a bright sky.
+    """
+    levels = ((luma(imgs) + 1) * 127.5).round().clamp(0, 255).long().flatten(1)
+    counts = imgs.new_zeros(len(imgs), 256).scatter_add_(1, levels, imgs.new_ones(levels.shape))
+    return (counts.amax(1) > levels.shape[1] / 8).view(-1, 1, 1, 1)
 
 
 def train_step(

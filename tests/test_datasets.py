@@ -3,6 +3,7 @@
 import itertools
 import pickle
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -383,6 +384,21 @@ def test_a_drawing_is_lines_on_flat_ground():
     assert np.mean(away < 0.6) > 0.8 and np.mean(away > 0.01) > 0.8 and np.mean((away > 0.01) & (away < 0.6)) > 0.7
     assert len({drawing.tobytes() for drawing in drawings}) > 50
     assert np.mean([(drawing == drawing[..., :1]).all() for drawing in drawings]) > 0.3  # gray ones, so that they stay gray
+
+
+@pytest.mark.parametrize("side", [4, 8, 16])
+def test_the_smallest_crops_can_be_drawn(side):
+    with warnings.catch_warnings(action="error"):  # as of a division by the deviation of a single value
+        drawings = [datasets.drawing(np.random.default_rng(seed), side) for seed in range(60)]
+    assert all(drawing.shape == (side, side, 3) and drawing.dtype == np.uint8 for drawing in drawings)
+
+
+def test_grain_is_faint_and_its_spots_are_of_several_sizes():
+    grains = [datasets.grain(np.random.default_rng(seed), 64)[..., 0] for seed in range(200)]
+    assert 0.2 < np.mean([not grain.any() for grain in grains]) < 0.5 and max(grain.std() for grain in grains) < 2.6
+    grains = [grain - grain.mean() for grain in grains if grain.any()]
+    alike = [(grain[:, 1:] * grain[:, :-1]).mean() / grain.var() for grain in grains]
+    assert np.quantile(alike, 0.2) < 0.2 and np.quantile(alike, 0.8) > 0.6
 
 
 def test_a_gray_crop_has_the_luma_of_bt601_and_a_flat_one_can_be_stretched():
