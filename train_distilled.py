@@ -7,11 +7,11 @@ There is no discriminator and no VGG19, so a step costs a fraction of stage 2's,
 image is a function of networks that stay as they are. Without --sharp it is what the network of stage 1 makes of it, with
 --turns 8 the mean of what it makes of its eight flips and turns. With --sharp it has that network's colours and, in luma,
 --factor times the difference between the network of stage 2 and it, but, with --trust, for what that one gets wrong against
-the HR image. --recipe faithful is for the former, shipped for the latter, and photo for the latter on degraded pictures, with
-the weights for photographs. The lists in the data folder come
-from create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to results/NAME; the same command with
---resume goes on with a run. best.pth is chosen on the validation images: by LPIPS if --lpips-backbone is given; otherwise by
-PSNR without --sharp, and with it, since PSNR falls as pictures get sharper, it is that of the last validation.
+the HR image; of drawings and pages of one colour the HR image itself is the target. --recipe faithful is for the former,
+shipped for the latter, and photo for the latter on degraded pictures, with the weights for photographs. The lists in the data
+folder come from create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to results/NAME; the same command
+with --resume goes on with a run. best.pth is chosen on the validation images: by LPIPS if --lpips-backbone is given; otherwise
+by PSNR without --sharp, and with it, since PSNR falls as pictures get sharper, it is that of the last validation.
 """
 
 from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, parse_with_recipe, user_errors
@@ -28,7 +28,7 @@ FAITHFUL = {
     "steps": 3000,
 }
 SHARP = {
-    "factor": 1.4,
+    "factor": 1.8,
     "trust": 1.3,
     "luma_weight": 40.0,
     "chroma_weight": 100.0,
@@ -45,13 +45,14 @@ SHARP = {
     "gray_share": 0.4,
     "stretch_share": 0.1,
     "flat_share": 0.02,
-    "drawn_share": 0.3,
+    "drawn_share": 0.35,
+    "learning_rate": 2e-4,
     "steps": 1500,
 }
 PHOTO = {"degradation": "photo", "factor": 2.0, "chroma_weight": 20.0, "consistency_weight": 50.0}
 PHOTO |= {"echo_weight": 1000.0, "mesh_weight": 6000.0, "gray_share": 0.15}
 # In a noisy LR image a network cannot see where the sharp one will be wrong.
-PHOTO |= {"trust": None, "luma_weight": 20.0, "optimizer": "adam", "drawn_share": 0.0}
+PHOTO |= {"trust": None, "luma_weight": 20.0, "optimizer": "adam", "learning_rate": 1e-4, "drawn_share": 0.0}
 RECIPES = {"plain": {}, "faithful": FAITHFUL, "shipped": SHARP, "photo": SHARP | PHOTO}
 
 
