@@ -155,7 +155,7 @@ def drawn(imgs):
     """Which of the images (N, 3, H, W) in [-1, 1] are drawn, rather than photographed: (N, 1, 1, 1), True or False.
 
     Those of which one level of luma, of 256, fills more than an eighth: pages of one colour, lines on flat ground, even with a
-    little grain, and one in twenty crops of photographs, such as those of a bright sky.
+    little grain, and one in fifteen crops of photographs, such as those of a bright sky.
     """
     levels = ((luma(imgs) + 1) * 127.5).round().clamp(0, 255).long().flatten(1)
     counts = imgs.new_zeros(len(imgs), 256).scatter_add_(1, levels, imgs.new_ones(levels.shape))
