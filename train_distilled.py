@@ -28,7 +28,7 @@ FAITHFUL = {
     "steps": 3000,
 }
 SHARP = {
-    "factor": 1.8,
+    "factor": 2.8,
     "trust": 1.3,
     "luma_weight": 40.0,
     "chroma_weight": 100.0,
@@ -45,12 +45,12 @@ SHARP = {
     "gray_share": 0.4,
     "stretch_share": 0.1,
     "flat_share": 0.02,
-    "drawn_share": 0.35,
-    "learning_rate": 2e-4,
-    "steps": 1500,
+    "drawn_share": 0.45,
+    "learning_rate": 5e-4,
+    "steps": 9000,
 }
 PHOTO = {"degradation": "photo", "factor": 2.0, "chroma_weight": 20.0, "consistency_weight": 50.0}
-PHOTO |= {"echo_weight": 1000.0, "mesh_weight": 6000.0, "gray_share": 0.15}
+PHOTO |= {"echo_weight": 1000.0, "mesh_weight": 6000.0, "gray_share": 0.15, "steps": 1500}
 # In a noisy LR image a network cannot see where the sharp one will be wrong.
 PHOTO |= {"trust": None, "luma_weight": 20.0, "optimizer": "adam", "learning_rate": 1e-4, "drawn_share": 0.0}
 RECIPES = {"plain": {}, "faithful": FAITHFUL, "shipped": SHARP, "photo": SHARP | PHOTO}
