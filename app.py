@@ -239,7 +239,7 @@ class Page:
         changed = None if ours else os.stat(source).st_mtime_ns
         choose = kept_chooser(source, None if blend is None else partner, blend, self.device, self.precision, changed)
         network, name = choose(lossy)
-        blended = NO_PARTNER if unblended else f", blend {blend:g}" if blend is not None else ""
+        blended = NO_PARTNER if unblended else f", blend {blend:g}" if blend is not None and not ours else ""
         return network, (name if ours else Path(source).parent.name) + blended
 
     def upscale(self, visit, upload, weights, blend, form, progress):

@@ -7,7 +7,7 @@ data/<Folder>_test_images.json for each test folder. A list is a sorted JSON arr
 file, or of whole paths to another drive.
 Files that are no readable image are left out and counted, and so are training images under --min-size, and LR images and
 results that lie beside their HR images, as in many data sets; to take such a folder all the same, give it itself, not the
-one above it.
+one above it. A training image that is, byte for byte, another one or one of --test-folders is left out too.
 --white is for data of 12 bits, say, in files of 16 that declare no range, as microscopes and satellites write them: the
 lists keep it, and whatever reads them goes by it.
     python create_data_lists.py --train-folders scans_HR --lr-folders scans_LR
@@ -70,6 +70,7 @@ def parse_arguments():
 if __name__ == "__main__":
     args = parse_arguments()
 
+import hashlib
 import json
 import os
 import random
@@ -79,7 +80,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from datasets import pack_files
+from datasets import file_sizes, pack_files
 from image_lists import find_images, in_words, named_sets, on_16_bits, without_copies
 from pairs import MISFIT, common_scale, fits, pair, unlike
 from pictures.pixels import highest_of_16_bits, read_image
@@ -133,10 +134,24 @@ def check_images(files, min_size, label, white=None):
     return good, reasons
 
 
-def collect(folders, min_size, recursive, label, white=None, lr_folders=()):
+def without_twins(files, others=()):
+    """The files that are byte for byte no earlier one of them, and none of `others`."""
+    others, seen = dict.fromkeys(others), set()
+    size_of = {path: file_sizes([path])[0] for path in [*others, *files]}
+    count, kept = Counter(size_of.values()), []
+    for path, size in size_of.items():
+        content = hashlib.sha256(path.read_bytes()).digest() if size is not None and count[size] > 1 else path
+        if content not in seen and path not in others:
+            kept.append(path)
+        seen.add(content)
+    return kept
+
+
+def collect(folders, min_size, recursive, label, white=None, lr_folders=(), test_images=None):
     """The usable images of the folders with their (height, width); prints what was left out. Raises UserError if none are.
 
-    Of `lr_folders`, those that lie within the folders are left out.
+    Of `lr_folders`, those that lie within the folders are left out; and of training images, with the `test_images` given,
+    copies of those and of one another: one would be trained on, and the other measured.
     """
     below, others = {}, 0  # each file's place below the folder that was given
     for folder in folders:
@@ -150,6 +165,9 @@ def collect(folders, min_size, recursive, label, white=None, lr_folders=()):
     readable, reasons = check_images(files, min_size, label, white)
     beside = any(Path(os.path.realpath(f)).is_relative_to(os.path.realpath(lr)) for f in folders for lr in lr_folders)
     kept, copies, doubtful = without_copies({path: below[path] for path in readable}, white, beside)
+    if test_images is not None:
+        kept, all_of_them = without_twins(kept, test_images), len(kept)
+        reasons["the same, byte for byte, as another or as a test image"] += all_of_them - len(kept)
     good = {path: readable[path] for path in kept}
     if others:
         reasons["not the ending of an image"] += others
@@ -272,7 +290,8 @@ def write_pack(list_file, images, mode, limit, white=None, lr_images=None, scale
         for image in by_all_cores(lambda name: read_image(list_file.parent / name, white), names, "pack"):
             shapes.append(image.shape[:2])
             file.write(image.tobytes())
-    write_text(index_file, json.dumps({"images": names, "shapes": shapes, "white": white}) + "\n")
+    index = {"images": names, "shapes": shapes, "white": white, "file_sizes": file_sizes([list_file.parent / n for n in names])}
+    write_text(index_file, json.dumps(index) + "\n")
     print(f"  {pixels_file}: {size / 1e9:.2f} GB")
 
 
@@ -288,7 +307,8 @@ def main(args):
             problem = f"{name} would be taken for the list of training of that name"
             raise UserError(f"--test-folders: {problem}; give NAME={test_folders[name]}")
     if args.train_folders:
-        images = collect(args.train_folders, args.min_size, recursive, "training", args.white, args.lr_folders)
+        tests = [path for folder in test_folders.values() for path in find_images(Path(folder), recursive)[0]]
+        images = collect(args.train_folders, args.min_size, recursive, "training", args.white, args.lr_folders, tests)
         lr_images, scale = pair_up(images, args) if args.lr_folders else (None, None)
         images = {path: size for path, size in images.items() if not lr_images or path in lr_images}
         if len(images) <= args.validation_images:

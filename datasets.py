@@ -92,6 +92,9 @@ class SRDataset(Dataset):
         given = self.paths.lr_images or []
         facts = [path.name for path in [*self.paths, *given]] + [f"white {self.paths.white}"] * bool(self.paths.white)
         self.fingerprint = zlib.crc32("\n".join(facts).encode(errors="surrogateescape"))
+        # A pack changes the order of the samples, and holds the files as they were when it was made.
+        content = [self.pack.shapes, self.pack.file_sizes] if self.pack is not None else file_sizes([*self.paths, *given])
+        self.content = zlib.crc32(repr(content).encode())
         self.decoded = {}  # visit -> image, of the window last seen
         self.bad_files = []
         self._epoch = (-1, None)
@@ -355,10 +358,14 @@ class TestPairs(Dataset):
         else:
             paths.check_lr_images(scale, degradation)
             self.lr_images = paths.lr_images
-        stems = Counter(path.stem for path in self.paths)
-        self.names = [
-            path.stem if stems[path.stem] == 1 else "_".join(below.parts) for path, below in zip(self.paths, self.below)
-        ]
+        self.content = zlib.crc32(repr([[path.name for path in self.paths], file_sizes(self.paths)]).encode())
+        stems, names = Counter(path.stem for path in self.paths), {}
+        for path, below in zip(self.paths, self.below):
+            name = path.stem if stems[path.stem] == 1 else "_".join(below.parts)
+            while name in names:  # x_y/a.png beside x/y/a.png
+                name += "_"
+            names[name] = path
+        self.names = list(names)
 
     def __len__(self):
         return len(self.paths)
@@ -406,20 +413,25 @@ class Pack:
     """The decoded pixels of a list of images in one memory-mapped file, made by `create_data_lists.py`.
 
     `pack[number]` is a read-only view (H, W, 3) uint8; given LR images come after all HR images. The operating system
-    shares it between the workers and keeps in memory what fits.
+    shares it between the workers and keeps in memory what fits. `file_sizes` are those of the images, in bytes.
     """
 
-    def __init__(self, pixels_file, shapes):
+    def __init__(self, pixels_file, shapes, file_sizes=()):
         self.pixels = np.memmap(pixels_file, np.uint8, mode="r")
-        self.shapes = shapes
+        self.shapes, self.file_sizes = shapes, file_sizes
         self.offsets = np.cumsum([0] + [height * width * 3 for height, width in shapes])
 
     def __reduce__(self):  # a worker that is no fork of this process opens the file itself, in place of getting its pixels
-        return Pack, (self.pixels.filename, self.shapes)
+        return Pack, (self.pixels.filename, self.shapes, self.file_sizes)
 
     def __getitem__(self, number):
         height, width = self.shapes[number]
         return self.pixels[self.offsets[number] : self.offsets[number + 1]].reshape(height, width, 3)
+
+
+def file_sizes(paths) -> list:
+    """The size of each file in bytes, None for one that is not there."""
+    return [path.stat().st_size if path.is_file() else None for path in map(Path, paths)]
 
 
 def pack_files(list_file) -> tuple[Path, Path]:
@@ -428,7 +440,7 @@ def pack_files(list_file) -> tuple[Path, Path]:
 
 
 def open_pack(list_file) -> Pack | None:
-    """The pack of a list, or None where there is none. Raises UserError for a pack of another list."""
+    """The pack of a list, or None where there is none. Raises UserError for a pack of another list, or of other images."""
     index_file, pixels_file = pack_files(list_file)
     if not index_file.exists():
         return None
@@ -440,4 +452,9 @@ def open_pack(list_file) -> Pack | None:
         raise UserError(f"{pixels_file} belongs to another list: make both anew with create_data_lists.py")
     if not pixels_file.exists() or pixels_file.stat().st_size != sum(sizes):
         raise UserError(f"{pixels_file} is not whole: make it anew with create_data_lists.py")
-    return Pack(pixels_file, index["shapes"])
+    packed = index.get("file_sizes", [])  # versions before wrote none; and the files may be gone by now
+    paths = [Path(list_file).parent / name for name in names]
+    for path, before, now in zip(paths, packed, file_sizes(paths)):
+        if now not in (None, before):
+            raise UserError(f"{pixels_file} is older than {path}: make it anew with create_data_lists.py")
+    return Pack(pixels_file, index["shapes"], packed)

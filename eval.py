@@ -126,6 +126,7 @@ from image_lists import finished_pictures, images_of, named_sets, on_16_bits, te
 from inference import SelfEnsemble, for_inference
 from metrics import DIAGNOSTICS, evaluate, evaluate_alone, load_lpips, mean_figures, sr_picture
 from more_metrics import LOWER_IS_BETTER, check_names, load_metric
+from pairs import unlike
 from pictures.comparison import slider_figure, with_close_ups, write_page
 from pictures.pixels import write_image
 from utils import UserError, atomic_write, write_text
@@ -181,13 +182,21 @@ def load_sets(names, data_folder, scale, lr_folders, degradation, white):
     return sets
 
 
-def warn_of_ranges(sets):
-    """Name, on stderr, the files of 16 bits that are measured as nearly black, or cut to the white that is given."""
+def warn_of_files(sets, models):
+    """Name, on stderr, files of 16 bits that are nearly black, or cut to the white that is given; and LR images of others."""
     for label, pairs in sets.items():
-        given = filter(None, map(pairs.given_lr_image, range(len(pairs))))
-        told = on_16_bits([*pairs.paths, *given], pairs.white)
+        given = [pairs.given_lr_image(i) for i in range(len(pairs))]
+        finished = [file for model in on_set(models, label).values() if isinstance(model, list) for file in model]
+        told = on_16_bits([*pairs.paths, *filter(None, given), *finished], pairs.white)
         if told:
             print(f"warning: {label}: {told}", file=sys.stderr)
+        some = {path: given[i] for i, path in list(enumerate(pairs.paths))[:100] if given[i]}
+        if different := unlike(some, pairs.white):
+            hr = different[0]
+            words = (
+                f"{len(different)} of {len(some)} pairs do not look alike, as {hr} and {some[hr]}: are both of them upright?"
+            )
+            print(f"warning: {label}: {words}", file=sys.stderr)
 
 
 def in_table(entries):
@@ -257,7 +266,7 @@ def save_images(folder, pairs, models, entries, processes):
         name, lr_img, hr_img = pairs[i]
         labels, images = [], []
         for model, network in models.items():
-            sr_img = sr_picture(network, i, lr_img, hr_img.shape)
+            sr_img = sr_picture(network, i, lr_img, hr_img.shape, pairs.white)
             write_image(folder / f"{name}_{model}.png", sr_img)
             labels.append(f"{model} {entries[model][i]['psnr']:.2f} dB")
             images.append(sr_img)
@@ -278,14 +287,15 @@ def measured(args, processes, metrics):
         for name, folder in named_sets(args.results, "--results").items():
             paths = images_of(folder)
             with tqdm(total=len(paths), desc=name, unit="image", leave=False, disable=None) as bar:
-                results[name] = {"pictures": evaluate_alone(paths, metrics, processes, lambda _, bar=bar: bar.update())}
+                entries = evaluate_alone(paths, metrics, processes, lambda _, bar=bar: bar.update(), args.white)
+            results[name] = {"pictures": entries}
         return results, {}, {"pictures": None}, "without reference"
     dtype = pick_dtype(args.precision, device)
     models, scale = load_models(args.weights, args.blend, device, dtype, args.scale, args.self_ensemble)
     sets = load_sets(args.test_sets, args.data_folder, scale, args.lr_folder, args.degradation, args.white)
-    if processes.rank == 0:
-        warn_of_ranges(sets)
     models = with_results(models, args.results, sets)
+    if processes.rank == 0:
+        warn_of_files(sets, models)
     results = {model: {} for model in models}
     for set_name, pairs in sets.items():
         for model, network in on_set(models, set_name).items():

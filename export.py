@@ -352,12 +352,13 @@ def main(args):
     check_packages(args.format)
     network = load_network(args.weights)
     output = output_path(args, network.config["scale"])
-    if output.exists() and args.weights.exists() and output.samefile(args.weights):
-        raise UserError(f"{output}: these are the weights themselves; give another name by --output")
+    files = [output, output.with_suffix(".bin")] if args.format == "ncnn" else [output]
+    for file in files:
+        if file.exists() and args.weights.exists() and file.samefile(args.weights):
+            raise UserError(f"{file}: these are the weights themselves; give another name by --output")
     step = load_checkpoint(args.weights).get("step")
     settings = {"opset": args.opset, "step": step, "half": args.half, "size": args.size, "weights_name": args.weights.name}
     difference = export(network, args.format, output, **settings)
-    files = [output, output.with_suffix(".bin")] if args.format == "ncnn" else [output]
     size = sum(file.stat().st_size for file in files) / 1e6
     where = "at its size" if args.size else "at three odd sizes"
     print(f"{' and '.join(map(str, files))}: {size:.1f} MB; {where} at most {difference:.5f} grey levels from PyTorch")

@@ -104,7 +104,7 @@ def evaluate(network, pairs, more_metrics=None, processes=None, on_image=None) -
 
     def measure(i):
         name, lr_img, hr_img = pairs[i]
-        sr_img = sr_picture(network, i, lr_img, hr_img.shape)
+        sr_img = sr_picture(network, i, lr_img, hr_img.shape, pairs.white)
         entry = {"image": name, "psnr": psnr(sr_img, hr_img, pairs.scale), "ssim": ssim(sr_img, hr_img, pairs.scale)}
         for key, more in (more_metrics or {}).items():
             entry[key] = more(sr_img, hr_img)
@@ -113,11 +113,14 @@ def evaluate(network, pairs, more_metrics=None, processes=None, on_image=None) -
     return shared(measure, len(pairs), processes, on_image)
 
 
-def evaluate_alone(paths, metrics, processes=None, on_image=None) -> list[dict]:
-    """`metrics` (functions of a picture and None, by name) of each picture that there is no HR image for; as `evaluate`."""
+def evaluate_alone(paths, metrics, processes=None, on_image=None, white=None) -> list[dict]:
+    """`metrics` (functions of a picture and None, by name) of each picture that there is no HR image for; as `evaluate`.
+
+    `white` is as in `read_image`.
+    """
 
     def measure(i):
-        img = read_image(paths[i])
+        img = read_image(paths[i], white)
         return {"image": paths[i].name} | {key: metric(img, None) for key, metric in metrics.items()}
 
     return shared(measure, len(paths), processes, on_image)
@@ -136,15 +139,15 @@ def shared(measure, count, processes=None, on_image=None) -> list[dict]:
     return [entries[i] for i in sorted(entries)]
 
 
-def sr_picture(network, i, lr_img, shape):
+def sr_picture(network, i, lr_img, shape, white=None):
     """The picture number `i` that is compared with an HR image of `shape`: `network` as `evaluate` takes it.
 
-    A finished one is cropped as HR images are. Raises ImageError if it is of another size.
+    A finished one is read with the `white` of its HR image, and cropped like it. Raises ImageError if it is of another size.
     """
     scale = shape[0] // lr_img.shape[0]
     if not isinstance(network, list):
         return enlarge(lr_img, scale) if network is None else upscale(network, lr_img)
-    whole = read_image(network[i])
+    whole = read_image(network[i], white)
     img = crop_to_multiple(whole, scale, network[i])
     if img.shape != shape:
         raise ImageError(f"{network[i]}: {whole.shape[1]}x{whole.shape[0]} pixels, and its HR image {shape[1]}x{shape[0]}")

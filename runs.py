@@ -140,7 +140,8 @@ class Run:
         self.dtype = pick_dtype(args.precision, self.device)
         self.scaler, self.compiled = gradient_scaler(self.device, self.dtype), False
         self.told = set()
-        self.writer, self.best = Log(self.processes, args.steps), None
+        self.writer = Log(self.processes, args.steps)
+        self.best, self.best_of = None, None  # the best figure, and the content of the pairs that it was measured on
         self.bad_files, self.stop_signal, self.stopping = [], None, False
 
     @property
@@ -312,6 +313,10 @@ class Run:
             for tensor in network.state_dict().values():
                 torch.distributed.broadcast(tensor, 0)
         torch.backends.cudnn.benchmark = False  # pictures are of many sizes
+        if self.best is not None and self.best_of not in (None, pairs.content):
+            self.best = None  # the figures of two sets are not to be compared
+            self.print("best.pth will be chosen anew: the validation images are not those of before")
+        self.best_of = pairs.content
         if self.rank == 0:
             panel = write_panel(self.results / "samples" / f"step_{step:08d}.png", network, pairs)
             self.writer.board.add_image("samples", panel, step, dataformats="HWC")
@@ -335,7 +340,8 @@ class Run:
         log = self.writer.state()
         if self.rank > 0:
             return
-        state |= {"step": step, "args": self._options(), "data": self.dataset.fingerprint, "log": log, "best": self.best}
+        state |= {"step": step, "args": self._options(), "log": log, "best": self.best}
+        state |= {"data": self.dataset.fingerprint, "content": self.dataset.content, "validation": self.best_of}
         state["scaler"] = self.scaler.state_dict()
         path = self.checkpoints.save(step, state)
         self.print(f"step {step}: saved {path}")
@@ -370,8 +376,11 @@ class Run:
             problem = f"--resume: {dataset.list_file} is not the list of images that the run {self.name} began with"
             way_on = f"give the --data-folder of then, or begin another run with its weights: {self._another_run()}"
             raise UserError(f"{problem}; {way_on}")
+        if checkpoint.get("content", dataset.content) != dataset.content:  # versions before did not keep it
+            problem = f"--resume: the images of {dataset.list_file} are not the files, or not the pack, that the run began with"
+            raise UserError(f"{problem}; begin another run with its weights: {self._another_run()}")
         self.writer.restore(checkpoint["log"])
-        self.best = checkpoint["best"]
+        self.best, self.best_of = checkpoint["best"], checkpoint.get("validation")
         images = before.get("validate_on", now["validate_on"]), now["validate_on"]
         if images[0] != images[1] and not one_file(*images):  # their figures are not to be compared
             self.best = None

@@ -139,7 +139,7 @@ def upscale_file(path, place, choose, args, written):
     if not check_target(path, target, args, written):
         if picture and args.compare and not (panel.exists() and page.exists()):
             first = [next(iter(frames)).rgb for frames in (picture.frames, read_picture(target).frames)]
-            compare(*first, target.name, panel, page, weights)
+            compare(*first, target.name, panel, page, "result")  # of whatever weights made it
         return False
     if not picture:
         enlarge_video(path, target, network, weights, args)

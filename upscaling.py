@@ -47,10 +47,11 @@ def network_chooser(weights, device, precision="auto", blend=None, blend_with=No
 
     @functools.cache
     def network_of(pair):
-        network = load_network(pair[1])
+        network, name = load_network(pair[1]), pair[1].stem + "+" * self_ensemble
         if blend is not None:
             network = blend_networks(load_network(pair[0]), network, blend)
-        return for_pictures(network, device, precision, self_ensemble), pair[1].stem + "+" * self_ensemble
+            name += f", blend {blend:g}" + ("" if named else f" with {pair[0].stem}")
+        return for_pictures(network, device, precision, self_ensemble), name
 
     def choose(lossy):
         return network_of(files["photo" if lossy else "clean"] if str(weights) == "auto" else next(iter(files.values())))

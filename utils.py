@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import sys
 import warnings
@@ -175,6 +176,11 @@ def check_training_arguments(args):
         raise UserError(f"--crop-size {args.crop_size} is no multiple of --scale {args.scale}")
 
 
+def temporary_beside(path, ending=".tmp"):
+    """A path beside `path` for what is not whole yet, of a name that no other process takes, on this machine or another."""
+    return Path(path).with_name(f".{secrets.token_hex(8)}{ending}")
+
+
 @contextlib.contextmanager
 def atomic_write(path):
     """A binary file to write to, which takes the place of `path` when, and only when, it is whole and on the disk.
@@ -182,9 +188,9 @@ def atomic_write(path):
     Raises UserError if it cannot be written; the earlier file, if any, is then untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

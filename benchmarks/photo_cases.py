@@ -36,7 +36,7 @@ from inference import upscale
 from metrics import load_lpips, psnr
 from pictures.comparison import labelled_row, stack
 from pictures.pixels import enlarge
-from upscaling import network_chooser
+from upscaling import PAIRS, network_chooser
 
 SCALE, SIDE = 4, 320
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "camera", "brick")
@@ -111,8 +111,8 @@ def enlargements(lr, device, precision):
     made = {"bicubic": enlarge(lr, SCALE)}
     for kind in ("clean", "photo"):
         for share in (0, 1):
-            network, name = network_chooser(kind, device, precision, share)(False)
-            made[name if share else name.replace("srgan", "srresnet")] = upscale(network, lr)
+            network, _ = network_chooser(kind, device, precision, share)(False)
+            made[PAIRS[kind][share].stem] = upscale(network, lr)
     return made
 
 

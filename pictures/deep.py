@@ -17,13 +17,21 @@ def deep_pixels(image, data):
 
     C is 2 to 4: gray and alpha, RGB, RGB and alpha. `image` is Pillow's, `data` the bytes of the file. The pixels are
     as they lie in the file, not upright yet; None if it is no such image, or one that only Pillow reads, at 8 bits.
+    Raises ValueError for one that nobody reads.
     """
     if image.format == "PNG" and data[24] == 16 and data[25] != 0:  # bit depth, color type
         return _decode_png(data, image.info.get("transparency")), ""
     if image.format == "TIFF" and np.max(image.tag_v2.get(258, 8)) == 16 and image.tag_v2.get(277, 1) > 1:
         pixels = _decode_tiff(data)
+        if pixels is None and in_planes(image) and image.tag_v2.get(259, 1) == 1:  # not compressed
+            raise ValueError("16 bits in planes, of a kind that cannot be read; save it with its channels side by side")
         return pixels, "" if pixels is not None else "its 16 bits are read as 8: TIFFs of this kind cannot be read whole"
     return None, ""
+
+
+def in_planes(image):
+    """Whether an opened Pillow image is a TIFF with each channel in a plane of its own: of 16 bits Pillow makes noise then."""
+    return image.format == "TIFF" and image.tag_v2.get(284, 1) == 2 and image.tag_v2.get(277, 1) > 1
 
 
 def _decode_png(data, transparent):

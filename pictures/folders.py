@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pictures.opening import MORE_SUFFIXES
 from pictures.pixels import IMAGE_SUFFIXES
-from pictures.video import VIDEO_SUFFIXES
+from pictures.video import UNFINISHED, VIDEO_SUFFIXES
 
 KNOWN_SUFFIXES = IMAGE_SUFFIXES | MORE_SUFFIXES | VIDEO_SUFFIXES
 RESULT = re.compile(r"(.+)_x[\d.]+(_compare|_part)?", re.DOTALL)  # the stem of a result, after that of its input
@@ -53,7 +53,8 @@ def look_into(folder, recursive, output):
     walk = os.walk(folder, followlinks=True, onerror=lambda error: unreadable.append(Path(error.filename)))
     for root, folders, names in walk:
         real = os.path.realpath(root)
-        if real in seen or (seen and real == target):  # a link to a folder above; the results
+        if real in seen or (seen and real == target):  # a link to a folder above, or beside; the results
+            others["folders under a second name"] += real in seen
             folders.clear()
             continue
         seen.add(real)
@@ -61,7 +62,8 @@ def look_into(folder, recursive, output):
             others["in folders (see --recursive)"] += len(folders)
             folders.clear()
         folders.sort()
-        for file in (Path(root, name) for name in names if not name.startswith("._") and not name.endswith(".part.mp4")):
+        unfinished = {name for name in names if name.startswith(".") and name.endswith(UNFINISHED)}
+        for file in (Path(root, name) for name in names if not name.startswith("._") and name not in unfinished):
             if file.suffix.lower() in KNOWN_SUFFIXES:
                 files.append(file)
             elif not file.name.startswith("."):

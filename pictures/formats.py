@@ -17,8 +17,8 @@ from PIL import Image, ImageCms, ImageFile, ImageSequence, PngImagePlugin, featu
 from devices import is_out_of_memory
 from pictures.deep import declared_white, deep_pixels, png_chunks, stretched, turned, white_level, write_deep
 from pictures.metadata import carried_metadata, exif_of_tiff, jpeg_options, metadata_for, png_texts
-from pictures.opening import cut_is_taken, open_image, reason, stored_with_loss, with_end
-from pictures.pixels import deep_gray, orientation_of, upright
+from pictures.opening import check_whole, cut_is_taken, open_image, reason, stored_with_loss, told_and_not_kept, with_end
+from pictures.pixels import deep_gray, orientation_of, scale_key, upright
 from utils import ImageError, UserError, atomic_write
 
 # The endings by which a file's format is chosen, and the formats that hold 16 bits or several frames.
@@ -109,6 +109,7 @@ def _whole_frames(picture):
 def _picture(path, data, white):
     """The picture in the bytes of a file."""
     image = open_image(io.BytesIO(data))
+    check_whole(image, data)
     refuse_camera_raw(image)
     count, first = getattr(image, "n_frames", 1), 0
     if getattr(image, "default_image", False):  # of an animated PNG, for those who cannot show the animation
@@ -119,7 +120,13 @@ def _picture(path, data, white):
         frames = _checked(_animation(image, first, size), path)
         remark = "its 16 bits a channel are read as 8" if image.format == "PNG" and data[24] == 16 else ""
         return Picture(frames, count, size, False, ANIMATED_INPUTS[image.format], info, remark=remark, lossy=lossy)
+    told = told_and_not_kept(image, data)
     frame, gray, level, remark = _still(image, data, white)
+    colours = 1 if gray else 3
+    samples = image.tag_v2.get(277, 1) if image.format == "TIFF" and image.tag_v2.get(262) in (0, 1, 2) else 1
+    dropped = samples > colours + (frame.alpha is not None)
+    dropped = f"of its {samples} channels, {colours} are colours, and the others are dropped" if dropped else ""
+    remark = "; ".join(filter(None, [remark, told if frame.rgb.dtype == np.uint8 else "", dropped]))
     if image.format == "PNG" and level < 65535 and declared_white(image, data) == level:
         info["sbit"] = dict(png_chunks(data))[b"sBIT"]
     if count > 1 and image.format != "MPO":  # a phone's second image, which is for its own use
@@ -192,9 +199,7 @@ def _still(image, data, white):
         return Frame(np.repeat(pixels[..., None], 3, axis=2), alpha), True, level, remark
     if white:
         remark = "; ".join(filter(None, [remark, "--white is for 16 bits, which it has not"]))
-    key = image.info.get("transparency")
-    if image.format == "PNG" and data[24] in (2, 4) and data[25] == 0 and isinstance(key, int):
-        image.info["transparency"] = key * 255 // (2 ** data[24] - 1)  # Pillow scales the pixels and forgets this
+    scale_key(image, data)
     gray = image.mode in ("1", "L", "LA", "La")
     return _frame(upright(image)), gray, 65535, remark
 

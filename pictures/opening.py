@@ -7,6 +7,7 @@ import contextlib
 import functools
 import io
 import re
+import zlib
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError, features
@@ -16,12 +17,19 @@ MORE_SUFFIXES = {".gif", ".apng", ".jfif", ".jpe", ".mpo", ".jp2", ".j2k", ".j2c
 MORE_SUFFIXES |= {".heic", ".heif", ".hif", ".tga", ".icb", ".vda", ".vst", ".ppm", ".pgm", ".pbm", ".pnm", ".ico", ".icns"}
 MORE_SUFFIXES |= {".cur", ".dds", ".qoi", ".pcx", ".dcx", ".sgi", ".rgb", ".rgba", ".bw", ".ras", ".dib", ".im", ".msp"}
 MORE_SUFFIXES |= {".blp", ".psd", ".xbm", ".xpm"}
+HDR = {16: "PQ", 18: "HLG"}  # transfer functions, by their numbers in the standard (ITU-T H.273)
 
 
 def open_image(file):
-    """Pillow's image of an open file. Raises UnidentifiedImageError, whose message does not name the file."""
+    """Pillow's image of an open file.
+
+    Raises UnidentifiedImageError, whose message does not name the file, and ValueError for one that it would read wrongly.
+    """
     try:
-        return Image.open(file)
+        image = Image.open(file)
+        if image.format == "TIFF" and image.mode in ("LA", "La") and image.tag_v2.get(284, 1) == 2:
+            raise ValueError("gray and alpha in a plane each; save it with its channels side by side")
+        return image
     except UnidentifiedImageError:
         file.seek(0)
         head = file.read(12)
@@ -70,6 +78,26 @@ def stored_with_loss(image, data) -> bool:
     return bool(codecs & {"jpeg", "bcn"}) or compression in ("jpeg", "tiff_jpeg", "webp")
 
 
+def told_and_not_kept(image, data) -> str:
+    """In words, what a still image has that Pillow reads at 8 bits, and does not give; `data` are the bytes of its file.
+
+    The image is opened, but not yet loaded.
+    """
+    bits, transfer = 8, 0
+    if image.format == "PPM" and image.tile and isinstance(image.tile[0][3], tuple):
+        bits = int(image.tile[0][3][1]).bit_length()
+    elif image.format == "JPEG2000":
+        size = data.find(b"\xff\x51")  # the marker of the sizes; those of the first channel are behind 38 bytes
+        bits = (data[size + 40] & 127) + 1
+    elif image.format in ("AVIF", "HEIF"):
+        bits = max(data[data.find(b"pixi") + 9 :][:1], default=8) if b"pixi" in data else 8
+        transfer = int.from_bytes(data.partition(b"colrnclx")[2][2:4], "big")
+    told = [f"its {bits} bits a channel are read as 8"] if bits > 8 else []
+    if transfer in HDR:
+        told.append(f"its colours are HDR ({HDR[transfer]}), which the result does not tell: it will look pale")
+    return "; ".join(told)
+
+
 def _webp_chunks(data, at=12):
     """The names of the chunks of a WebP file, and of those within the frames of an animation."""
     while at + 8 <= len(data):
@@ -78,6 +106,31 @@ def _webp_chunks(data, at=12):
         if name == b"ANMF":
             yield from _webp_chunks(data[at + 8 : at + 8 + length], 16)
         at += 8 + length + length % 2
+
+
+def check_whole(image, data):
+    """Raises ValueError for what decoders take without a word: zeros where the rest of a file should be.
+
+    So a download leaves a file that broke off, or a disk after a power cut. `image` is opened, `data` are its file's bytes.
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        return
+    if image.format == "PNG" and any(zlib.crc32(pixels, zlib.crc32(name)) != crc for name, pixels, crc in _png_pixels(data)):
+        raise ValueError("it is damaged: its pixels are not those that were written")
+    if image.format in ("WEBP", "AVIF", "QOI"):
+        end = int.from_bytes(data[4:8], "little") + 8 if image.format == "WEBP" else len(data)  # what follows is no part of it
+        if data[:end].endswith(bytes(1024)):  # none that compresses writes so many
+            raise ValueError("it is damaged: its last bytes are zeros")
+
+
+def _png_pixels(data, at=8):
+    """The chunks of a PNG that hold pixels: the name, the content and the check sum that follows it."""
+    data = memoryview(data)
+    while at + 12 <= len(data):
+        length, name = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
+        if name in (b"IDAT", b"fdAT") and at + 12 + length <= len(data):
+            yield name, data[at + 8 : at + 8 + length], int.from_bytes(data[at + 8 + length : at + 12 + length], "big")
+        at += 12 + length
 
 
 @contextlib.contextmanager

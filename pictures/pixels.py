@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from pictures.deep import declared_white, deep_pixels, stretched, turned, white_level
-from pictures.opening import open_image, reason, with_end
+from pictures.deep import declared_white, deep_pixels, in_planes, stretched, turned, white_level
+from pictures.opening import check_whole, open_image, reason, with_end
 from utils import ImageError, atomic_write
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -57,8 +57,11 @@ def _of_file(path, read):
 def _rgb(file, white):
     """The image of an open file, as `read_image` returns it."""
     with open_image(file) as image:
+        data = whole(file)
+        check_whole(image, data)
+        scale_key(image, data)
         if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
-            image = Image.fromarray((deep_gray(image, whole(file), white)[0] // 257).astype(np.uint8))
+            image = Image.fromarray((deep_gray(image, data, white)[0] // 257).astype(np.uint8))
         else:
             image = colours_of_fewer_bits(image, file, white) or upright(image)
         if image.mode == "F":
@@ -100,6 +103,13 @@ def upright(image):
     return image if method is None else image.transpose(method)
 
 
+def scale_key(image, data):
+    """Scale the gray that stands for transparency in a PNG of 2 or 4 bits to 8 bits: Pillow does so with the pixels alone."""
+    key = image.info.get("transparency")
+    if image.format == "PNG" and data[24] in (2, 4) and data[25] == 0 and isinstance(key, int):
+        image.info["transparency"] = key * 255 // (2 ** data[24] - 1)
+
+
 def whole(file):
     """All bytes of an open file, which is left where it was."""
     at = file.tell()
@@ -139,12 +149,14 @@ def colours_of(pixels):
 def colours_of_fewer_bits(image, file, white=None):
     """An image of 16 bits and colours (or alpha), upright, at 8 bits of the range up to `white`, or that it declares.
 
-    None if neither is given, or it is another image. Raises ValueError where `white` is, and only Pillow reads the file.
+    None if neither is given, or it is another image: then Pillow reads it, except for a TIFF in planes. Raises ValueError
+    where `white` is given, and only Pillow reads the file.
     """
-    if not has_deep_colours(image) or (image.format == "TIFF" and 281 not in image.tag_v2 and not white):
+    planes = in_planes(image)
+    if not has_deep_colours(image) or (image.format == "TIFF" and 281 not in image.tag_v2 and not white and not planes):
         return None
     data = whole(file)
-    if declared_white(image, data) == 65535 and not white:
+    if declared_white(image, data) == 65535 and not white and not planes:
         return None
     pixels, orientation = deep_pixels(image, data)[0], orientation_of(image)
     if pixels is None:

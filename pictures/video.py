@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils import ImageError, UserError
+from utils import ImageError, UserError, temporary_beside
 
 MP4_SOUND = {"aac", "ac3", "alac", "eac3", "flac", "mp2", "mp3", "opus"}
 BT601, BT709, UNSPECIFIED = 5, 1, 2  # matrices between RGB and YUV, by their numbers in the standards (ITU-T H.273)
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"}
 VIDEO_SUFFIXES |= {".ts", ".mts", ".flv", ".wmv", ".3gp"}
+UNFINISHED = ".part.mp4"  # the ending, after a leading dot and a random name, of a video that is being written
 OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder"}  # metadata that is not true of the result
 REORDERED = 16  # frames: the furthest that H.264 may show a frame from its place in the file
 JUMP = 0.5  # seconds: times that go back so far begin anew, as where recordings were joined
@@ -39,7 +40,7 @@ def upscale_video(source, target, upscale_rgb, remarks=None) -> int:
     source, target = Path(source), Path(target)
     if source.exists() and not source.is_file():
         raise ImageError(f"{source}: cannot be read as a video (it is no file)")  # a named pipe would be waited for
-    temporary = target.with_name(f".{target.stem[:40]}.part.mp4")
+    temporary = temporary_beside(target, UNFINISHED)
     remarks = [] if remarks is None else remarks
     try:
         # (absolute paths, or FFmpeg would take what is before a colon for a protocol)
@@ -231,11 +232,18 @@ class _Picture:
         self.av, self.writer, self.source, self.upscale_rgb = av, writer, source, upscale_rgb
         self.stream, self.count, self.rotation = None, 0, 0
         formats = {form.name for form in av.codec.Codec("libx264", "w").video_formats}
-        bits = max((part.bits for part in source.format.components), default=8) if source.format else 8
+        parts = source.format.components if source.format else ()
+        bits = max((part.bits for part in parts), default=8)
         self.deep = bits > 8 and "yuv420p10le" in formats
         if bits > 8 and (bits > 10 or not self.deep):
             remarks.append(f"of its {bits} bits a channel, {10 if self.deep else 8} are kept")
         self.format = "yuv420p10le" if self.deep else "yuv420p"
+        if (
+            source.metadata.get("alpha_mode") == "1"
+            or source.format
+            and any(part.is_alpha for part in source.format.components)
+        ):
+            remarks.append("its transparency is dropped, since MP4 does not hold it")
 
     def add(self, frame):
         """Upscale and write a frame."""

@@ -98,8 +98,10 @@ def one_line(stderr):
 
 
 def make_lists(data_folder, image_folder, *argv):
-    flags = ["--train-folders", image_folder, "--test-folders", image_folder, "--output-folder", data_folder]
-    call("create_data_lists", *flags, "--validation-images", 2, "--min-size", 32, *argv)
+    """All lists of one folder: in two calls, since one call trains on no image of its test folders."""
+    to = ["--output-folder", data_folder, *argv]
+    call("create_data_lists", "--train-folders", image_folder, "--validation-images", 2, "--min-size", 32, *to)
+    call("create_data_lists", "--test-folders", image_folder, *to)
 
 
 def environment():

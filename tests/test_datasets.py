@@ -276,6 +276,28 @@ def test_names_of_test_images_are_unique(tmp_path, photographs):
         assert np.array_equal(lr_img, expected)
 
 
+def test_no_two_test_images_have_one_name(tmp_path, photographs):
+    paths = [tmp_path / name for name in ("x/y/a.png", "x_y/a.png", "z/a.png")]
+    for path, photograph in zip(paths, photographs):
+        path.parent.mkdir(parents=True)
+        Image.fromarray(photograph).save(path)
+    assert datasets.TestPairs(paths, 4).names == ["x_y_a.png", "x_y_a.png_", "z_a.png"]
+
+
+def test_a_pack_that_is_older_than_its_images_is_refused(tmp_path, image_folder):
+    folder = tmp_path / "photos"
+    shutil.copytree(image_folder, folder)
+    make_lists(tmp_path / "data", folder, "--pack", "on")
+    path, content = read_list(tmp_path / "data/train_images.json")[3], open_lists(tmp_path / "data").content
+    shutil.move(path, tmp_path / "away.png")  # what is packed may go
+    assert open_lists(tmp_path / "data").content == content
+    Image.new("RGB", (64, 64)).save(path)
+    with pytest.raises(utils.UserError, match=f"older than .*{path.name}"):
+        open_lists(tmp_path / "data")
+    make_lists(tmp_path / "data", folder, "--pack", "on")
+    assert open_lists(tmp_path / "data").content != content
+
+
 def test_a_pack_of_another_list_or_cut_short_is_refused(tmp_path, image_folder):
     make_lists(tmp_path, image_folder, "--pack", "on")
     pixels, list_file = tmp_path / "train_images.pack", tmp_path / "train_images.json"

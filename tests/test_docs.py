@@ -244,7 +244,8 @@ def reader(work, monkeypatch):
     for folder, count in counts.items():
         Path(folder).mkdir(parents=True)
         for i in range(count):
-            shutil.copy("photo.jpg", f"{folder}/{folder.replace('/', '_')}_{i}.jpg")
+            name = f"{folder.replace('/', '_')}_{i}.jpg"
+            picture.save(Path(folder, name), comment=name)  # or they would be left out as copies of one another
     torch.manual_seed(0)
     for run in ("srresnet_x4", "srgan_x4", "srresnet_x4_photo", "srgan_x4_photo", "photo", "mine", "mine_gan2"):
         network = Generator(4, 1, 4) if "gan" in run else SRResNet(4, 1, 4)

@@ -241,6 +241,14 @@ def test_safetensors(tmp_path, monkeypatch, capsys):
     assert "the weights themselves" in one_line_error(monkeypatch, capsys, *again)
 
 
+def test_ncnn_does_not_replace_weights_that_are_called_bin(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("pnnx"), pytest.importorskip("ncnn")
+    weights = checkpoint(tmp_path).rename(tmp_path / "srgan_x4.bin")
+    before = weights.read_bytes()
+    line = one_line_error(monkeypatch, capsys, "--weights", weights, "--format", "ncnn")
+    assert "srgan_x4.bin: these are the weights themselves" in line and weights.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "name, format_name",
     [("onnxruntime", "onnx"), ("onnxscript", "onnx"), ("pnnx", "ncnn"), ("ncnn", "ncnn"), ("safetensors", "safetensors")],

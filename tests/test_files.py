@@ -28,7 +28,18 @@ GIF, GOOD, SMALLER, BAD = "gif", "good", "smaller", "bad"
 File = namedtuple("File", "path kind rgb tolerance seen alpha frames")
 
 WHOLE = ["plain", "gray", "gray_alpha", "palette", "palette_transparent", "rgba", "rgb_transparent", "cmyk", "gray16"]
-WHOLE += ["gray16_tif", "gray16_big_endian", "rgb16", "rgb16_tif", "one_bit", "exif", "exif_png", "animated_webp"]
+WHOLE += [
+    "gray16_tif",
+    "gray16_big_endian",
+    "rgb16",
+    "rgb16_tif",
+    "planes16",
+    "gray4_transparent",
+    "one_bit",
+    "exif",
+    "exif_png",
+    "animated_webp",
+]
 WHOLE += ["animated_png", "long_thin"]
 NAMES = {
     "space": "with space.png",
@@ -42,21 +53,29 @@ NAMES = {
     "latin": os.fsdecode(b"caf\xe9.png"),  # from a disk of the last century: no valid UTF-8
 }
 BROKEN = ["truncated_jpeg", "truncated_png", "empty", "text", "text_latin", "text_newline", "folder", "broken_link", "bomb"]
-BROKEN += ["float_tif", "no_access"]
+BROKEN += ["float_tif", "zeros_png", "zeros_webp", "planes_gray_alpha", "no_access"]
 TINY = ["one_pixel", "small"]
 ALL = [*WHOLE, *NAMES, "animated_gif", *TINY, *BROKEN]
 
 
-def png(header, rows):
-    """A PNG file by hand: `header` is (width, height, bit depth, color type)."""
+def png(header, rows, transparent=None):
+    """A PNG file by hand: `header` is (width, height, bit depth, color type); one gray may be `transparent`."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     pixels = zlib.compress(b"".join(b"\0" + bytes(row) for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        [chunk(b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0)), chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
-    )
+    chunks = [chunk(b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0))]
+    chunks += [] if transparent is None else [chunk(b"tRNS", struct.pack(">H", transparent))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join([*chunks, chunk(b"IDAT", pixels), chunk(b"IEND", b"")])
+
+
+def half_zeros(path, form, **options):
+    """A picture of which the second half is zeros, as a disk leaves it after a power cut."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8))
+    noise.save(path, form, **options)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
 
 
 @pytest.fixture(scope="session")
@@ -128,6 +147,19 @@ def zoo(tmp_path_factory):
     rows = [row.astype(">u2").tobytes() for row in deep_rgb]
     add("rgb16", "rgb16.png", lambda path: path.write_bytes(png((width, height, 16, 2), rows)), base, tolerance=1)
     add("rgb16_tif", "rgb16.tif", lambda path: tifffile.imwrite(path, deep_rgb, photometric="rgb"), base, tolerance=1)
+    planes = np.moveaxis(deep_rgb, -1, 0)
+    in_planes = {"photometric": "rgb", "planarconfig": "separate"}
+    add("planes16", "planes16.tif", lambda path: tifffile.imwrite(path, planes, **in_planes), base, tolerance=1)
+    four, hole = gray // 17, np.where(gray // 17 == 6, 0, 255).astype(np.uint8)
+    rows = [(row[::2] * 16 + row[1::2]).tobytes() for row in four]
+    add(
+        "gray4_transparent",
+        "gray4.png",
+        lambda path: path.write_bytes(png((width, height, 4, 0), rows, transparent=6)),
+        on_white(rgb(four * 17), hole),
+        seen=rgb(four * 17),
+        alpha=hole,
+    )
     one_bit = gray > 110
     add("one_bit", "one_bit.png", Image.fromarray(one_bit).save, rgb(np.where(one_bit, 255, 0).astype(np.uint8)))
 
@@ -167,6 +199,19 @@ def zoo(tmp_path_factory):
         "broken_link": ("broken_link.png", lambda path: path.symlink_to(folder / "nowhere.png")),
         "bomb": ("bomb.png", lambda path: path.write_bytes(png((20_000, 20_000, 8, 2), [b""]))),
         "float_tif": ("float.tif", Image.fromarray(gray.astype(np.float32) / 255).save),  # of a range that nobody knows
+        "zeros_png": ("zeros.png", lambda path: half_zeros(path, "PNG")),
+        "zeros_webp": ("zeros.webp", lambda path: half_zeros(path, "WEBP", lossless=True)),
+        "planes_gray_alpha": (  # which Pillow reads wrongly
+            "planes.tif",
+            lambda path: tifffile.imwrite(
+                path,
+                np.stack([gray, alpha]),
+                photometric="minisblack",
+                planarconfig="separate",
+                compression="zlib",
+                extrasamples=["unassalpha"],
+            ),
+        ),
     }
     if os.geteuid():  # root reads everything
         broken["no_access"] = ("no_access.png", lambda path: (photo.save(path), path.chmod(0)))
@@ -247,7 +292,8 @@ def label(file):
 
 def test_a_list_has_the_file_or_says_why_not(file, zoo, call, tmp_path):
     folder_with(file, tmp_path / "pictures")
-    shutil.copy(zoo["plain"].path, tmp_path / "pictures/other.png")
+    with Image.open(zoo["plain"].path) as image:  # a copy of it would be left out
+        image.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "pictures/other.png")
     arguments = ["--train-folders", "pictures", "--validation-images", 0, "--min-size", CROP, "--pack", "on"]
     result = call("create_data_lists", *arguments)
     assert result.status == 0 and not result.err, result
@@ -478,6 +524,7 @@ def test_folders_in_folders_keep_their_structure(batch, tmp_path):
     result = batch("in", "--recursive", "--skip-existing")
     assert result.status == 0 and "3 of 4 files upscaled, into out, 1 skipped" in result.out, result
     assert names_in(tmp_path / "out") == ["a_x4.png", "b/.hidden/x_x4.png", "b/a_x4.png", "b/c d/é_x4.png"]
+    assert "1 folders under a second name" in result.out
 
 
 def test_a_batch_goes_on_where_it_stopped(batch, tmp_path):
@@ -730,6 +777,16 @@ def test_a_batch_of_fifty_odd_files(zoo, batch, tmp_path):
 
 
 # Locks
+
+
+def test_files_that_are_written_at_once_do_not_meet(tmp_path):
+    """As in two containers that share a folder, where the processes have one number."""
+    with utils.atomic_write(tmp_path / "a") as first, utils.atomic_write(tmp_path / "b") as second:
+        first.write(b"first")
+        with utils.atomic_write(tmp_path / "a") as again:
+            again.write(b"again")
+        second.write(b"second")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"first", "b": b"second"}
 
 
 def test_a_locked_file_is_locked_for_other_processes_until_its_own_ends(tmp_path):

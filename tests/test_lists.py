@@ -124,6 +124,23 @@ def test_an_image_given_twice_is_listed_once(tmp_path, image_folder, monkeypatch
     assert len(names) == len(set(names)) == 12  # or a validation image would be trained on under its other name
 
 
+def test_no_image_is_trained_on_and_measured(tmp_path, image_folder, capsys):
+    folder = tmp_path / "photos"
+    shutil.copytree(image_folder, folder)
+    (folder / "test").mkdir()
+    (folder / "00.png").rename(folder / "test/00.png")
+    shutil.copy(folder / "01.png", folder / "test/renamed.png")
+    shutil.copy(folder / "02.png", folder / "02 (1).png")
+    (folder / "test/broken.png").symlink_to("nowhere")
+    flags = ["--min-size", 32, "--validation-images", 3, "--output-folder", tmp_path / "data"]
+    call("create_data_lists", "--train-folders", folder, "--test-folders", folder / "test", *flags)
+    assert "4 the same, byte for byte, as another or as a test image" in capsys.readouterr().out
+    used = found_in(tmp_path / "data", "train", "validation")
+    assert len(used) == 10 and {path.read_bytes() for path in used} == {
+        path.read_bytes() for path in image_folder.iterdir() if path.name not in ("00.png", "01.png")
+    }
+
+
 def test_a_link_to_the_folder_it_is_in_does_not_multiply_the_images(tmp_path, image_folder):
     folder = tmp_path / "photos"
     shutil.copytree(image_folder, folder)
@@ -525,6 +542,19 @@ def test_eval_names_the_files_of_a_part_of_16_bits_and_takes_their_white(work, p
     assert measured("--test-sets", "data/scans_test_images.json", "--white", 4080) == (light, [])
     line = refusal(capsys, "eval", "--test-sets", "data/scans_test_images.json", "--white", 1023, "--device", "cpu")
     assert "--white 1023" in line and "--white 4080" in line
+
+
+def test_finished_pictures_are_read_by_the_white_of_their_hr_images(work, photographs, capsys):
+    write_of_12_bits(work / "scans", photographs[:4])
+    shutil.copytree("scans", "mine")
+    for sets in (["scans", "--white", 4080], ["scans_test"]):
+        call("create_data_lists", "--test-folders", "scans", "--white", 4080)
+        call("eval", "--device", "cpu", "--test-sets", *sets, "--results", "mine")
+        told = capsys.readouterr()
+        assert "| mine | inf / 1.0000 |" in told.out and "warning" not in told.err
+    Image.fromarray(photographs[0][..., 0].astype(np.uint16) * 257).save(work / "mine/00.png")
+    call("eval", "--device", "cpu", "--test-sets", "scans_test", "--results", "mine")
+    assert "1 have values above --white 4080" in capsys.readouterr().err
 
 
 def results_of_eval():

@@ -139,6 +139,10 @@ def test_eval_reads_a_benchmark_and_its_lr_images(work, photographs, capsys):
     assert figures(*sets, "--lr-folder", "sets") == made  # one for all
     write(Path("sets/LR_bicubic/X4/babyx4.png"), np.zeros_like(read_image("sets/LR_bicubic/X4/babyx4.png")))
     assert figures("--test-sets", "sets/HR", "--lr-folder", "sets/LR_bicubic")["HR"][0]["psnr"] < 20
+    lying = np.rot90(read_image("sets/LR_bicubic/X4/birdx4.png"), 2)
+    write(Path("sets/LR_bicubic/X4/birdx4.png"), lying)
+    call("eval", "--device", "cpu", "--test-sets", "sets/HR", "--lr-folder", "sets/LR_bicubic")
+    assert "1 of 2 pairs do not look alike" in capsys.readouterr().err
     line = refusal(capsys, "eval", *sets, "--lr-folder", "a", "b", "c")
     assert "--lr-folder" in line and "2" in line
 

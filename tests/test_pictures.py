@@ -19,6 +19,7 @@ import utils
 from models import SRResNet
 from pictures import deep, folders, formats, opening
 from pictures.deep import turned
+from pictures.formats import read_picture
 from pictures.pixels import orientation_of, read_image
 from pictures.video import upscale_video
 from weights import blend_networks, save_checkpoint
@@ -544,6 +545,45 @@ def test_colours_that_cannot_be_seen_are_none(upscale, tmp_path):
     alpha[3, 3] = 1
     Image.fromarray(np.dstack([rgb, alpha])).save(tmp_path / "b.png")
     assert colour(upscale("b.png", "b_x4.png")) > 10
+
+
+def test_what_of_a_file_is_not_taken_is_named(tmp_path):
+    tifffile, rgb = pytest.importorskip("tifffile"), np.asarray(PHOTOGRAPH)
+    (tmp_path / "a.ppm").write_bytes(b"P6 48 40 65535\n" + (rgb.astype(">u2") * 257).tobytes())
+    assert read_picture(tmp_path / "a.ppm").remark == "its 16 bits a channel are read as 8"
+    for bits in (8, 16):
+        with_infrared = np.dstack([rgb, rgb[..., :1]]).astype(f"uint{bits}") * (257 if bits == 16 else 1)
+        tifffile.imwrite(tmp_path / f"{bits}.tif", with_infrared, photometric="rgb", extrasamples=["unspecified"])
+        remark = read_picture(tmp_path / f"{bits}.tif").remark
+        assert remark == "of its 4 channels, 3 are colours, and the others are dropped"
+    PHOTOGRAPH.save(tmp_path / "b.ppm")
+    PHOTOGRAPH.convert("RGBA").save(tmp_path / "b.tif")
+    assert not read_picture(tmp_path / "b.ppm").remark and not read_picture(tmp_path / "b.tif").remark
+
+
+@pytest.mark.parametrize("form", ["avif", "qoi"])
+def test_zeros_in_place_of_the_rest_of_a_file_are_found(form, tmp_path):
+    if form == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    path, noise = tmp_path / f"a.{form}", np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    content = path.read_bytes()
+    read_picture(path)
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    with pytest.raises(utils.ImageError, match="its last bytes are zeros"):
+        read_picture(path)
+    assert read_picture(path, damaged=True).size == (100, 80)
+
+
+def test_hdr_is_named(tmp_path):
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    PHOTOGRAPH.save(tmp_path / "a.avif")
+    assert not read_picture(tmp_path / "a.avif").remark
+    data = (tmp_path / "a.avif").read_bytes()
+    assert data.count(b"colrnclx\x00\x01\x00\r") == 1
+    (tmp_path / "a.avif").write_bytes(data.replace(b"colrnclx\x00\x01\x00\r", b"colrnclx\x00\x09\x00\x10"))
+    assert "HDR (PQ)" in read_picture(tmp_path / "a.avif").remark
 
 
 def test_gray_video_gets_no_colour(upscale, tmp_path):
@@ -1146,6 +1186,34 @@ def test_joined_recordings_go_on_with_picture_and_sound_together(joined, tmp_pat
     with av.open(str(tmp_path / "b.mp4")) as file:
         heard = [float(packet.dts * packet.time_base) for packet in file.demux(audio=0) if packet.dts is not None]
     assert min(np.diff(heard)) > 0 and heard[-1] == pytest.approx(times[-1], abs=0.2)
+
+
+def test_videos_that_are_written_at_once_do_not_meet(tmp_path):
+    start = "a clip whose name is long, and begins as another's, part "
+    first, second = (write_video(tmp_path / f"{start}{n}.mkv", count=n) for n in (3, 5))
+    counts = []
+
+    def another_too(rgb):
+        if not counts:
+            counts.append(upscale_video(second, tmp_path / "2.mp4", double))
+            counts.append(upscale_video(first, tmp_path / "1.mp4", double))
+        return double(rgb)
+
+    (tmp_path / "out").mkdir()
+    assert upscale_video(first, tmp_path / "1.mp4", another_too) == 3 and counts == [5, 3]
+    assert [len(shown(tmp_path / f"{n}.mp4")[0]) for n in (1, 2)] == [3, 5]
+    assert upscale_video(second, tmp_path / "out" / f"{start}2.mp4", double) == 5
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("codec, form", [("qtrle", "argb"), ("png", "rgba")])
+def test_transparency_of_a_video_is_dropped_and_named(codec, form, tmp_path):
+    remarks = []
+    upscale_video(write_video(tmp_path / "a.mov", count=2, codec=codec, form=form), tmp_path / "a.mp4", double, remarks)
+    assert any("transparency is dropped" in remark for remark in remarks)
+    remarks.clear()
+    upscale_video(write_video(tmp_path / "b.mov", count=2), tmp_path / "b.mp4", double, remarks)
+    assert not remarks
 
 
 @pytest.mark.parametrize("after", [3, 20])

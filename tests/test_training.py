@@ -527,6 +527,32 @@ def test_a_refusal_to_resume_names_the_way_on(stage, work, capsys):
     assert way_on in refusal(capsys, script, *flags, "--resume")
 
 
+def test_a_run_is_resumed_on_its_own_images_alone(stage, work, photographs, capsys):
+    """Of the same names there may be other photographs, or a pack that changes their order."""
+    from conftest import make_lists
+
+    script, flags = stage
+    (work / "photos").mkdir()
+    for number, photograph in enumerate(photographs):
+        Image.fromarray(photograph).save(work / f"photos/{number:02d}.png")
+    make_lists(work / "data", work / "photos", "--pack", "off")
+    flags = [*flags, "--data-folder", work / "data", "--schedule", "constant"]
+    call(script, *flags, "--steps", 2)
+    make_lists(work / "data", work / "photos", "--pack", "on")
+    again = [*flags, "--steps", 4, "--resume"]
+    assert "not the files, or not the pack" in refusal(capsys, script, *again)
+    make_lists(work / "data", work / "photos", "--pack", "off")
+    path = read_list(work / "data/train_images.json")[0]
+    before = path.read_bytes()
+    Image.fromarray(photographs[0][::-1]).save(path)
+    assert "not the files, or not the pack" in refusal(capsys, script, *again)
+    path.write_bytes(before)
+    Image.fromarray(photographs[1][::-1]).save(read_list(work / "data/validation_images.json")[0])
+    capsys.readouterr()
+    call(script, *again)
+    assert "best.pth will be chosen anew: the validation images" in capsys.readouterr().out
+
+
 def test_a_run_is_not_resumed_to_a_step_that_is_behind_it(stage, work, capsys):
     script, flags = stage
     flags = [*flags, "--schedule", "constant"]

@@ -120,7 +120,8 @@ def pixels(path):
 def test_each_file_gets_its_weights_and_the_output_says_which(name, flags, expected, pairs, tmp_path, monkeypatch, capsys):
     PHOTOGRAPH.save(tmp_path / name)
     told = upscale(monkeypatch, capsys, tmp_path / name, "--output", tmp_path / "auto.png", *flags)
-    assert f"by {expected.replace('srresnet', 'srgan')}," in told
+    blend = f", blend {flags[-1]}" if "--blend" in flags else ""
+    assert f"by {expected.replace('srresnet', 'srgan')}{blend}, " in told
     upscale(monkeypatch, capsys, tmp_path / name, "--output", tmp_path / "by_hand.png", "--weights", pairs / f"{expected}.pth")
     assert np.array_equal(pixels(tmp_path / "auto.png"), pixels(tmp_path / "by_hand.png"))
 
