@@ -117,7 +117,7 @@ def stage_1_of(name, config):
 
 @functools.lru_cache(maxsize=8)
 def kept_chooser(weights, partner, blend, device, precision, changed):
-    """A `network_chooser`, kept; `changed` is the time of the file of the weights, which a run may replace."""
+    """A `network_chooser`, kept; `changed` are the times of the files, which a run may replace."""
     return network_chooser(weights, device, precision, blend, partner)
 
 
@@ -236,7 +236,7 @@ class Page:
         ours = source == "auto" or source in PAIRS
         unblended = blend < 1 and not (ours or partner)
         blend = blend if blend < 1 and not unblended else None
-        changed = None if ours else os.stat(source).st_mtime_ns
+        changed = () if ours else tuple(os.stat(file).st_mtime_ns for file in (source, partner) if file)
         choose = kept_chooser(source, None if blend is None else partner, blend, self.device, self.precision, changed)
         network, name = choose(lossy)
         blended = NO_PARTNER if unblended else f", blend {blend:g}" if blend is not None and not ours else ""

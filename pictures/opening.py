@@ -17,6 +17,7 @@ MORE_SUFFIXES = {".gif", ".apng", ".jfif", ".jpe", ".mpo", ".jp2", ".j2k", ".j2c
 MORE_SUFFIXES |= {".heic", ".heif", ".hif", ".tga", ".icb", ".vda", ".vst", ".ppm", ".pgm", ".pbm", ".pnm", ".ico", ".icns"}
 MORE_SUFFIXES |= {".cur", ".dds", ".qoi", ".pcx", ".dcx", ".sgi", ".rgb", ".rgba", ".bw", ".ras", ".dib", ".im", ".msp"}
 MORE_SUFFIXES |= {".blp", ".psd", ".xbm", ".xpm"}
+START_OF_JPEG2000 = b"\xff\x4f\xff\x51"  # the first two markers of its codestream, which may lie behind other boxes
 HDR = {16: "PQ", 18: "HLG"}  # transfer functions, by their numbers in the standard (ITU-T H.273)
 
 
@@ -71,7 +72,9 @@ def stored_with_loss(image, data) -> bool:
     if image.format == "WEBP":
         return any(name == b"VP8 " for name in _webp_chunks(data))
     if image.format == "JPEG2000":
-        at = data.find(b"\xff\x52")  # the coding style; its tenth byte of content tells the wavelet: 0 is the lossy one
+        at = data.find(
+            b"\xff\x52", max(0, data.find(START_OF_JPEG2000))
+        )  # the coding style; its tenth byte of content tells the wavelet: 0 is the lossy one
         return data[at + 13 : at + 14] == b"\x00"
     codecs = {tile[0] for tile in getattr(image, "tile", [])}
     compression = image.info.get("compression")  # of TIFF, whose WebP says no more
@@ -87,8 +90,7 @@ def told_and_not_kept(image, data) -> str:
     if image.format == "PPM" and image.tile and isinstance(image.tile[0][3], tuple):
         bits = int(image.tile[0][3][1]).bit_length()
     elif image.format == "JPEG2000":
-        size = data.find(b"\xff\x51")  # the marker of the sizes; those of the first channel are behind 38 bytes
-        bits = (data[size + 40] & 127) + 1
+        bits = (data[data.find(START_OF_JPEG2000) + 42] & 127) + 1  # of the first channel
     elif image.format in ("AVIF", "HEIF"):
         bits = max(data[data.find(b"pixi") + 9 :][:1], default=8) if b"pixi" in data else 8
         transfer = int.from_bytes(data.partition(b"colrnclx")[2][2:4], "big")
