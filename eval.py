@@ -193,10 +193,8 @@ def warn_of_files(sets, models):
         some = {path: given[i] for i, path in list(enumerate(pairs.paths))[:100] if given[i]}
         if different := unlike(some, pairs.white):
             hr = different[0]
-            words = (
-                f"{len(different)} of {len(some)} pairs do not look alike, as {hr} and {some[hr]}: are both of them upright?"
-            )
-            print(f"warning: {label}: {words}", file=sys.stderr)
+            told = f"{len(different)} of {len(some)} pairs do not look alike, as {hr} and {some[hr]}: are both upright?"
+            print(f"warning: {label}: {told}", file=sys.stderr)
 
 
 def in_table(entries):

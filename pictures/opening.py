@@ -72,9 +72,8 @@ def stored_with_loss(image, data) -> bool:
     if image.format == "WEBP":
         return any(name == b"VP8 " for name in _webp_chunks(data))
     if image.format == "JPEG2000":
-        at = data.find(
-            b"\xff\x52", max(0, data.find(START_OF_JPEG2000))
-        )  # the coding style; its tenth byte of content tells the wavelet: 0 is the lossy one
+        # The coding style, whose tenth byte of content tells the wavelet: 0 is the lossy one.
+        at = data.find(b"\xff\x52", max(0, data.find(START_OF_JPEG2000)))
         return data[at + 13 : at + 14] == b"\x00"
     codecs = {tile[0] for tile in getattr(image, "tile", [])}
     compression = image.info.get("compression")  # of TIFF, whose WebP says no more

@@ -238,11 +238,7 @@ class _Picture:
         if bits > 8 and (bits > 10 or not self.deep):
             remarks.append(f"of its {bits} bits a channel, {10 if self.deep else 8} are kept")
         self.format = "yuv420p10le" if self.deep else "yuv420p"
-        if (
-            source.metadata.get("alpha_mode") == "1"
-            or source.format
-            and any(part.is_alpha for part in source.format.components)
-        ):
+        if source.metadata.get("alpha_mode") == "1" or any(part.is_alpha for part in parts):  # VP9's is a stream of its own
             remarks.append("its transparency is dropped, since MP4 does not hold it")
 
     def add(self, frame):
