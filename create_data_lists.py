@@ -227,7 +227,8 @@ def pair_up(images, args):
     different = unlike({hr: pairs[hr] for hr in some}, args.white)
     if different:
         hr = different[0]
-        print(f"  {len(different)} of {len(some)} pairs do not look alike: are {hr} and {pairs[hr]} of one picture?")
+        told = f"{len(different)} of {len(some)} pairs do not look alike"
+        print(f"  {told}: are {hr} and {pairs[hr]} of one picture, and of one white?")
     return pairs, scale
 
 

@@ -193,7 +193,8 @@ def warn_of_files(sets, models):
         some = {path: given[i] for i, path in list(enumerate(pairs.paths))[:100] if given[i]}
         if different := unlike(some, pairs.white):
             hr = different[0]
-            told = f"{len(different)} of {len(some)} pairs do not look alike, as {hr} and {some[hr]}: are both upright?"
+            told = f"{len(different)} of {len(some)} pairs do not look alike, as {hr} and {some[hr]}: are both upright, "
+            told += "of one picture, and of one white?"
             print(f"warning: {label}: {told}", file=sys.stderr)
 
 
@@ -256,6 +257,18 @@ def on_set(models, set_name):
     return {name: model[set_name] if isinstance(model, dict) else model for name, model in models.items()}
 
 
+def check_file_names(sets, models):
+    """Raises UserError if --save-images would write two pictures into one file, since names are joined by an underscore."""
+    for label, pairs in sets.items():
+        made = {}
+        for image in pairs.names:
+            for row in (*models, "panel"):
+                if other := made.get(f"{image}_{row}"):
+                    both = " and ".join(f"{row} of {image}" for image, row in (other, (image, row)))
+                    raise UserError(f"--save-images: {label}: {both} would both be {image}_{row}.png; call one something else")
+                made[f"{image}_{row}"] = image, row
+
+
 def save_images(folder, pairs, models, entries, processes):
     """Write each model's pictures of a test set, a labelled panel and a slider per image, both with close-ups."""
     figures = {}
@@ -292,6 +305,8 @@ def measured(args, processes, metrics):
     models, scale = load_models(args.weights, args.blend, device, dtype, args.scale, args.self_ensemble)
     sets = load_sets(args.test_sets, args.data_folder, scale, args.lr_folder, args.degradation, args.white)
     models = with_results(models, args.results, sets)
+    if args.save_images:
+        check_file_names(sets, models)
     if processes.rank == 0:
         warn_of_files(sets, models)
     results = {model: {} for model in models}

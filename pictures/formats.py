@@ -4,7 +4,6 @@ The networks see RGB arrays; what they do not see (transparency, timing, colour 
 them. Not here: pixels of 16 bits (deep.py), the plain reader for training and measuring (pixels.read_image), video.py.
 """
 
-import contextlib
 import io
 import struct
 from collections.abc import Iterable
@@ -12,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFile, ImageSequence, PngImagePlugin, features
+from PIL import Image, ImageFile, ImageSequence, PngImagePlugin, features
 
 from devices import is_out_of_memory
 from pictures.deep import declared_white, deep_pixels, png_chunks, stretched, turned, white_level, write_deep
 from pictures.metadata import carried_metadata, exif_of_tiff, jpeg_options, metadata_for, png_texts
 from pictures.opening import check_whole, cut_is_taken, open_image, reason, stored_with_loss, told_and_not_kept, with_end
-from pictures.pixels import deep_gray, orientation_of, scale_key, upright
+from pictures.pixels import deep_gray, inks_by_profile, orientation_of, scale_key, upright
 from utils import ImageError, UserError, atomic_write
 
 # The endings by which a file's format is chosen, and the formats that hold 16 bits or several frames.
@@ -210,10 +209,7 @@ def _frame(image) -> Frame:
     duration = image.info.get("duration", 0)
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range nobody knows; save it with 8 or 16 bits")
-    if image.mode == "CMYK" and image.info.get("icc_profile"):
-        with contextlib.suppress(ImageCms.PyCMSError, OSError):  # a damaged profile
-            inks = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
-            image = ImageCms.profileToProfile(image, inks, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    image = inks_by_profile(image)
     if image.has_transparency_data:
         pixels = np.asarray(image.convert("RGBA"))
         return Frame(pixels[..., :3], pixels[..., 3], duration)

@@ -3,13 +3,14 @@
 Not here: what a file carries beside its colours (formats.py).
 """
 
+import contextlib
 import io
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageCms
 
 from pictures.deep import declared_white, deep_pixels, in_planes, stretched, turned, white_level
 from pictures.opening import check_whole, open_image, reason, with_end
@@ -66,6 +67,7 @@ def _rgb(file, white):
             image = colours_of_fewer_bits(image, file, white) or upright(image)
         if image.mode == "F":
             raise ValueError("floating-point pixels, whose range nobody knows")
+        image = inks_by_profile(image)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -101,6 +103,15 @@ def upright(image):
     methods += [turns.TRANSPOSE, turns.ROTATE_270, turns.TRANSVERSE, turns.ROTATE_90]
     method = methods[orientation_of(image) - 1]
     return image if method is None else image.transpose(method)
+
+
+def inks_by_profile(image):
+    """A Pillow image of inks (CMYK) in sRGB, if it has a profile of theirs; any other image as it is."""
+    if image.mode == "CMYK" and image.info.get("icc_profile"):
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):  # a damaged profile
+            inks = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+            image = ImageCms.profileToProfile(image, inks, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return image
 
 
 def scale_key(image, data):

@@ -74,6 +74,17 @@ def test_finished_pictures_of_several_sets_and_their_panels(hr, photographs):
     assert Path("out/hr/101085_all.png").is_file() and Path("out/more/baby_all.png").is_file()
 
 
+@pytest.mark.parametrize("called", ["panel", "old_bicubic"])
+def test_no_picture_is_written_over_another(hr, photographs, capsys, called):
+    Image.fromarray(photographs[1]).save("hr/baby_old.png")
+    Image.fromarray(photographs[1]).save("theirs/baby_old.png")
+    flags = ["--device", "cpu", "--output", "out", "--test-sets", "hr", "--results", f"{called}=theirs"]
+    line = refusal(capsys, "eval", *flags, "--save-images")
+    assert "--save-images" in line and f"_{called}.png" in line
+    assert not Path("out").exists()
+    assert called in figures(*flags[4:])
+
+
 @pytest.mark.parametrize("scale", [2, 3])
 def test_a_finished_picture_may_have_the_pixels_that_are_cropped(tmp_path, photographs, scale):
     paths = [tmp_path / "a.png"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from conftest import call, refusal
 from helpers import SMALL, SMALL_GAN
@@ -142,9 +143,21 @@ def test_eval_reads_a_benchmark_and_its_lr_images(work, photographs, capsys):
     lying = np.rot90(read_image("sets/LR_bicubic/X4/birdx4.png"), 2)
     write(Path("sets/LR_bicubic/X4/birdx4.png"), lying)
     call("eval", "--device", "cpu", "--test-sets", "sets/HR", "--lr-folder", "sets/LR_bicubic")
-    assert "1 of 2 pairs do not look alike" in capsys.readouterr().err
+    assert "2 of 2 pairs do not look alike" in capsys.readouterr().err  # one is black, one upside down
     line = refusal(capsys, "eval", *sets, "--lr-folder", "a", "b", "c")
     assert "--lr-folder" in line and "2" in line
+
+
+@pytest.mark.parametrize(("white", "lr_white", "warned"), [(4095, 4095, False), (4095, 8191, True), (4095, None, True)])
+def test_pairs_that_declare_different_whites_are_told(work, photographs, capsys, white, lr_white, warned):
+    """Those that declare nothing are told anyway, as nearly black, so here their range is used to its half."""
+    for folder, img, level in (("HR", photographs[0], white), ("LR", downscale(photographs[0], 4), lr_white)):
+        Path(folder).mkdir()
+        tags = [(281, 3, 1, level, True)] if level else []
+        deep = (img[..., 1].astype(int) * (white if level else 32767) // 255).astype(np.uint16)
+        tifffile.imwrite(f"{folder}/a.tif", deep, photometric="minisblack", metadata=None, extratags=tags)
+    call("eval", "--device", "cpu", "--test-sets", "HR", "--lr-folder", "LR")
+    assert ("1 of 1 pairs do not look alike" in capsys.readouterr().err) == warned
 
 
 # Each a change of the layout "Set5 as downloaded", and what the error of one line names

@@ -373,6 +373,27 @@ def test_a_damaged_profile_of_inks_does_not_cost_the_picture(tmp_path):
     assert "icc_profile" not in formats.read_picture(tmp_path / "a.jpg").info
 
 
+def profile_of_gray_inks():
+    """An ICC profile of a printer whose four inks are all gray: one of them is half black, two or more are black."""
+    lightness = [255 if not inks else 128 if inks.bit_count() == 1 else 0 for inks in range(16)]
+    identity = struct.pack(">9i", *[65536 if i % 4 == 0 else 0 for i in range(9)])
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + 4 * bytes(range(256))
+    table += b"".join(bytes([level, 128, 128]) for level in lightness) + 3 * bytes(range(256))
+    tags = struct.pack(">I4sII", 1, b"A2B0", 144, len(table))
+    head = struct.pack(">I4sI4s4s4s", 144 + len(table), bytes(4), 0x02400000, b"prtr", b"CMYK", b"Lab ")
+    head += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3I", 63190, 65536, 54061) + bytes(48)  # the white of D50
+    return head + tags + table
+
+
+def test_colours_of_inks_are_those_of_their_profile(tmp_path):
+    cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+    cyan.save(tmp_path / "a.jpg", icc_profile=profile_of_gray_inks(), quality=100)
+    cyan.save(tmp_path / "b.jpg", quality=100)
+    for read in (read_image, lambda path: only(path).rgb):
+        assert np.abs(read(tmp_path / "a.jpg").astype(int) - 119).max() <= 2  # L* 50
+        assert np.abs(read(tmp_path / "b.jpg").astype(int) - [0, 255, 255]).max() <= 2
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparency_of_gifs(mode, upscale, tmp_path):
     frames = []
