@@ -98,25 +98,38 @@ def find_images(folder, recursive=True, without=()):
     return files, others
 
 
-def test_images(name, data_folder="data", white=None, lr_folder=None) -> ImageList:
-    """The images of a test set, of a folder, or of a list in the data folder: `Set5` is Set5_test_images.json.
+def list_called(name, data_folder="data") -> Path | None:
+    """The list in the data folder that a test set's name means, or that it is the path of: Set5 is Set5_test_images.json.
 
-    Of a folder, LR images and results beside their HR images are left out, and counted on stderr (see `without_copies`).
+    None for what can only be a folder, as ./Set5 is.
+    """
+    bare = str(name) == Path(name).name
+    lists = [Path(data_folder) / f"{name}{ending}" for ending in ("_test_images.json", "_images.json")] if bare else []
+    return next((path for path in [Path(name), *lists] if path.suffix == ".json" and path.is_file()), None)
+
+
+def test_images(name, data_folder="data", white=None, lr_folder=None) -> ImageList:
+    """The images of a test set: of a list in the data folder, as Set5 is Set5_test_images.json, or of a folder.
+
+    A list goes before a folder of that name here, which is told on stderr: it knows the white, and which files count. Of a
+    folder, LR images and results beside their HR images are left out, and counted on stderr (see `without_copies`).
     `white` is for a folder, or for a list that was made without; `lr_folder`, if LR images are given, may be the folder
     itself. Raises UserError where there is neither, or no image in it, or for a list with another white.
     """
-    folder = Path(name)
-    if folder.is_dir():
+    folder, found = Path(name), list_called(name, data_folder)
+    first = os.environ.get("RANK", "0") == "0"
+    if found is None and folder.is_dir():
         paths = images_of(folder)
         beside = bool(lr_folder) and Path(lr_folder).resolve() == folder.resolve()
         paths, reasons, doubtful = without_copies({path: Path(path.name) for path in paths}, white, beside)
-        if (reasons or doubtful) and os.environ.get("RANK", "0") == "0":
+        if (reasons or doubtful) and first:
             print(f"{folder}: {len(paths)} images{in_words(reasons, doubtful)}", file=sys.stderr)
         return ImageList(paths, white)
-    lists = [Path(data_folder) / f"{name}{ending}" for ending in ("_images.json", "_test_images.json")]
-    found = next((path for path in [folder, *lists] if path.suffix == ".json" and path.is_file()), None)
     if found is None:
-        raise UserError(f"{name}: no folder of images, and no list {lists[0]} or {lists[1].name}")
+        made = f"{name}_images.json" if name in ("train", "validation") else f"{name}_test_images.json"
+        raise UserError(f"{name}: no folder of images, and no list {Path(data_folder) / made}")
+    if folder.is_dir() and first:
+        print(f"{name}: the list {found}; for the folder of that name give {Path('.') / folder}/", file=sys.stderr)
     images = read_list(found)
     if white and images.white not in (None, white):
         raise UserError(f"--white {white}: {found} was made with --white {images.white}; leave it out, or make the list anew")
@@ -303,7 +316,9 @@ def size_of(path):
     """(width, height) of an image file as its head tells it; (0, 0) if it cannot be read."""
     try:
         with Image.open(path) as image:
-            return image.size if orientation_of(image) < 5 else image.size[::-1]
+            # Of a TIFF, newer releases of Pillow tell the size when it is turned.
+            size = (image.tag_v2[256], image.tag_v2[257]) if image.format == "TIFF" else image.size
+            return size if orientation_of(image) < 5 else size[::-1]
     except Exception:  # Pillow raises whatever its decoders do; reading the pixels will tell the user
         return 0, 0
 

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from batchnorm import fit_statistics
 from compiling import eager_if_it_fails, should_compile
 from datasets import SRDataset, TestPairs, train_loader, training_pair
 from devices import Processes, available_cores, gradient_scaler, pick_dtype
-from image_lists import test_images
+from image_lists import list_called, test_images
 from inference import upscale
 from logs import Log
 from metrics import evaluate, mean_figures
@@ -186,6 +187,15 @@ class Run:
         if should_compile(self.args, self.device, self.dtype, network, self.tell_once):
             network, self.compiled = torch.compile(network), True
         return network
+
+    def fit_to_crops(self, network, dataset):
+        """Let a network of --init know the batch statistics of the crops, if it knows quite others (see `fit_statistics`)."""
+        batch, _ = dataset.__getitems__(range(16))
+        if isinstance(batch, UserError):
+            raise batch
+        lr_imgs, _ = training_pair(batch, self.args.scale, self.device)
+        if fit_statistics(network, lr_imgs):
+            self.print(f"{self.args.init}: trained with other batch statistics than those of the crops, and fitted to these")
 
     def guarded(self, step, *parts):
         """The training step `step`, which goes on eagerly if its first call fails with torch.compile; it changes `parts`."""
@@ -400,7 +410,7 @@ def load_data(args):
     list_file = args.data_folder / "train_images.json"
     shares = args.gray_share, args.stretch_share, args.flat_share, args.drawn_share
     dataset = SRDataset(list_file, args.crop_size, args.seed, *shares, args.degradation, args.scale)
-    white = dataset.paths.white if Path(args.validate_on).is_dir() else None  # a list has its own
+    white = dataset.paths.white if list_called(args.validate_on, args.data_folder) is None else None  # a list has its own
     validation = test_images(args.validate_on, args.data_folder, white)
     validation = TestPairs(validation, args.scale, degradation=args.degradation)
     for _ in validation:  # a bad file is better found now than after thousands of steps
@@ -437,13 +447,6 @@ def tensors_to_average(ema, network):
     pairs = list(zip(ema.state_dict().values(), network.state_dict().values(), strict=True))
     kinds = ([pair for pair in pairs if pair[0].is_floating_point() == floating] for floating in (True, False))
     return tuple(tuple(map(list, zip(*kind))) or ([], []) for kind in kinds)
-
-
-def freeze_bn(network):
-    """Let batch normalisation use the statistics it has, and leave them as they are."""
-    for module in network.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.eval()
 
 
 def write_panel(path, network, pairs, images=4, size=192):

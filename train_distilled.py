@@ -76,6 +76,13 @@ def parse_arguments(words=None):
         help="take that difference where the local error of --sharp, against the HR image, is at most so many times that of "
         "--faithful, and less of it beyond, to none at 1.4 times as many (default, and 0: everywhere)",
     )
+    add(
+        "--clean-pair",
+        nargs=2,
+        metavar=("STAGE1", "STAGE2"),
+        help="with --degradation photo: weights for clean pictures; where the LR image is hardly degraded, what these make of "
+        "the clean one is to be learnt, in place of what --faithful and --sharp make (default: none)",
+    )
     add("--init", metavar="FILE", help="weights to start from (default: --sharp, or else --faithful)")
     add("--luma-weight", type=number(float, 0), default=20.0, help="of the mean absolute error of luma against the target")
     add("--chroma-weight", type=number(float, 0), default=20.0, help="of that of Cb and Cr")
@@ -97,13 +104,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from batchnorm import freeze_bn
 from devices import UNSCALED, autocast, descend
 from inference import TURNS, for_inference, turn, turned_back
 from losses import chroma, consistency_loss, echo_loss, excess_error_loss, local_rms, luma, mesh_loss, resize
 from metrics import DIAGNOSTICS, FIGURES, load_lpips
 from models import build_network
 from optimizers import build_optimizer, set_learning_rate
-from runs import Run, freeze_bn, learning_rate_at, load_data, update_ema
+from runs import Run, learning_rate_at, load_data, update_ema
 from utils import UserError
 from weights import load_network, start_from
 
@@ -121,24 +129,50 @@ def faithful_images(faithful, lr_imgs, args, step):
     return sum(turned_back(faithful(turn(lr_imgs, *TURNS[i])).float(), *TURNS[i]) for i in drawn) / args.turns
 
 
-def target_images(faithful, sharp, lr_imgs, hr_imgs, args, step, clean=True):
+def learnt_from(faithful, sharp, lr_imgs, hr_imgs, args, step):
+    """What a pair of networks has to teach of LR images, and what the one of stage 1 makes of them; as in `target_images`."""
+    faithful_imgs = faithful_images(faithful, lr_imgs, args, step)
+    if sharp is None:
+        return faithful_imgs, faithful_imgs
+    sharp_imgs = sharp(lr_imgs.to(next(sharp.parameters()).dtype)).float()
+    difference = args.factor * luma(sharp_imgs - faithful_imgs)
+    if args.trust:
+        difference = difference * trust(sharp_imgs, faithful_imgs, hr_imgs, args.trust)
+    return faithful_imgs + difference, faithful_imgs  # Y is one offset of all three channels
+
+
+def back_projected(imgs, lr_imgs):
+    """The images with what LR images show, of which they are to be the HR images (Irani and Peleg 1991, one step)."""
+    return imgs + resize(2 * lr_imgs - 1 - resize(imgs, lr_imgs.shape[-2:]), imgs.shape[-2:])
+
+
+def target_images(faithful, sharp, lr_imgs, hr_imgs, args, step, clean=True, clean_pair=None):
     """The images to learn, (N, 3, H, W) in about [-1, 1], and those of stage 1, which they are made of.
 
-    `clean` LR images are the HR images, made small by bicubic, and nothing else.
+    `clean` LR images are the HR images, made small by bicubic, and nothing else. Where others are nearly so, a `clean_pair`
+    of networks, which have not learnt to expect faults, knows better: it sees the clean LR image.
     """
-    faithful_imgs = faithful_images(faithful, lr_imgs, args, step)
-    targets = faithful_imgs
-    if sharp is not None:
-        sharp_imgs = sharp(lr_imgs.to(next(sharp.parameters()).dtype)).float()
-        difference = args.factor * luma(sharp_imgs - faithful_imgs)
-        if args.trust:
-            difference = difference * trust(sharp_imgs, faithful_imgs, hr_imgs, args.trust)
-        targets = faithful_imgs + difference  # Y is one offset of all three channels
-    if clean:  # what the LR image shows is known: one back-projection (Irani and Peleg 1991)
-        targets = targets + resize(2 * lr_imgs - 1 - resize(targets, lr_imgs.shape[-2:]), targets.shape[-2:])
-    # So are the colours of gray pictures; and what is drawn has nothing to invent, so there the HR image is the target.
+    targets, faithful_imgs = learnt_from(faithful, sharp, lr_imgs, hr_imgs, args, step)
+    if clean:
+        targets = back_projected(targets, lr_imgs)
+    elif clean_pair:
+        clean_lr_imgs = ((resize(hr_imgs, lr_imgs.shape[-2:]) + 1) / 2).clamp(0, 1)
+        share = clean_share(lr_imgs, clean_lr_imgs)
+        some = share.flatten() > 0
+        if some.any():
+            better, _ = learnt_from(*clean_pair, clean_lr_imgs[some], hr_imgs[some], args, step)
+            better = back_projected(better, clean_lr_imgs[some])
+            targets = targets.clone()
+            targets[some] = torch.lerp(targets[some], better, share[some])
+    # The colours of gray pictures are known; and what is drawn has nothing to invent, so there the HR image is the target.
     gray = chroma(hr_imgs).abs().amax((1, 2, 3), keepdim=True) < 1e-3
     return torch.where(drawn(hr_imgs), hr_imgs, torch.where(gray, luma(targets), targets)), faithful_imgs
+
+
+def clean_share(lr_imgs, clean_lr_imgs):
+    """How nearly LR images are clean: (N, 1, 1, 1), 1 up to an rms difference of 2 grey levels of 255, 0 from 5 on."""
+    levels = 255 * (lr_imgs - clean_lr_imgs).square().mean((1, 2, 3), keepdim=True).sqrt()
+    return ((5 - levels) / 3).clamp(0, 1)
 
 
 def trust(sharp_imgs, faithful_imgs, hr_imgs, ratio):
@@ -163,11 +197,22 @@ def drawn(imgs):
 
 
 def train_step(
-    network, faithful, sharp, optimizer, lr_imgs, hr_imgs, args, dtype=torch.float32, step=0, scaler=UNSCALED, clean=True
+    network,
+    faithful,
+    sharp,
+    optimizer,
+    lr_imgs,
+    hr_imgs,
+    args,
+    dtype=torch.float32,
+    step=0,
+    scaler=UNSCALED,
+    clean=True,
+    clean_pair=None,
 ):
     """One step on LR images (N, 3, h, w) in [0, 1] and HR images (N, 3, H, W) in [-1, 1]; returns its figures."""
     with torch.no_grad():
-        targets, faithful_imgs = target_images(faithful, sharp, lr_imgs, hr_imgs, args, step, clean)
+        targets, faithful_imgs = target_images(faithful, sharp, lr_imgs, hr_imgs, args, step, clean, clean_pair)
     with autocast(lr_imgs.device, dtype):
         sr_imgs = network(lr_imgs)
     sr_imgs = sr_imgs.float()
@@ -195,11 +240,15 @@ def main(args):
         raise UserError("give --faithful FILE, the weights of stage 1 (as checkpoints/srresnet_x4.pth)")
     run = Run(args, default_name=f"distilled_x{args.scale}")
     dataset, validation = load_data(args)
+    clean = args.degradation == "bicubic" and not dataset.paths.lr_images  # those of a second camera may differ from HR
+    if clean and args.clean_pair:
+        raise UserError("--clean-pair: all LR images are clean here, so --faithful and --sharp are that pair; leave it out")
 
     torch.manual_seed(args.seed)
     checkpoint = run.checkpoints.load_newest() if args.resume else None
     start_file = None if checkpoint else args.init or args.sharp or args.faithful
-    finished = {path: load_network(path) for path in (args.faithful, args.sharp, start_file) if path}
+    files = (args.faithful, args.sharp, *(args.clean_pair or ()))
+    finished = {path: load_network(path) for path in (*files, start_file) if path}
     for path, teacher in finished.items():
         if teacher.config["scale"] != args.scale:
             raise UserError(f"{path} is for x{teacher.config['scale']}, not x{args.scale}; give --scale, or other weights")
@@ -207,8 +256,7 @@ def main(args):
     if start_file:
         start_from(start_file, network)
     network.to(run.device, memory_format=torch.channels_last)
-    faithful = for_inference(finished[args.faithful], run.device, run.dtype)
-    sharp = for_inference(finished[args.sharp], run.device, run.dtype) if args.sharp else None
+    faithful, sharp, *clean_pair = (path and for_inference(finished[path], run.device, run.dtype) for path in files)
     ema = copy.deepcopy(network).requires_grad_(False)
     optimizer = build_optimizer(args.optimizer, network, args.learning_rate)
     start = 0
@@ -219,7 +267,6 @@ def main(args):
         optimizer.load_state_dict(checkpoint["optimizer"])
 
     more_metrics = {"lpips": load_lpips(args.lpips_backbone, run.device)} if args.lpips_backbone else {}
-    clean = args.degradation == "bicubic" and not dataset.paths.lr_images  # those of a second camera may differ from HR
     freeze_bn(network)  # crops of a page of one colour are no sample of pictures
     trained = run.parallel(network)
     step_once = run.guarded(train_step, network, optimizer)
@@ -236,7 +283,7 @@ def main(args):
         learning_rate = learning_rate_at(step, args)
         set_learning_rate(optimizer, learning_rate)
         networks = trained, faithful, sharp
-        figures = step_once(*networks, optimizer, lr_imgs, hr_imgs, args, run.dtype, step, run.scaler, clean)
+        figures = step_once(*networks, optimizer, lr_imgs, hr_imgs, args, run.dtype, step, run.scaler, clean, clean_pair)
         update_ema(ema, network, step, args.ema_decay)
         run.log(step, learning_rate, **figures)
 

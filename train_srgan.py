@@ -165,6 +165,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from batchnorm import freeze_bn
 from devices import UNSCALED, autocast, descend
 from inference import for_inference
 from losses import (
@@ -185,7 +186,7 @@ from metrics import DIAGNOSTICS, FIGURES, load_lpips
 from models import Discriminator, Generator, TruncatedVGG19, build_network
 from optimizers import build_optimizer, set_learning_rate
 from pictures.pixels import to_tensor
-from runs import Run, freeze_bn, learning_rate_at, load_data, update_ema
+from runs import Run, learning_rate_at, load_data, update_ema
 from utils import UserError
 from weights import load_checkpoint, load_network, start_from
 
@@ -371,6 +372,8 @@ def main(args):
     checkpoint = run.checkpoints.load_newest() if args.resume else None
     generator = build_network(checkpoint["config"]) if checkpoint else start_generator(args)
     generator.to(run.device, memory_format=torch.channels_last)
+    if not checkpoint and args.init != "none" and not args.freeze_bn:
+        run.fit_to_crops(generator, dataset)
     discriminator = start_discriminator(args).to(run.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(generator).requires_grad_(False)
     optimizer_g = build_optimizer(args.optimizer, generator, args.learning_rate)
@@ -415,6 +418,8 @@ def main(args):
         learning_rate = learning_rate_at(step, args)
         set_learning_rate(optimizer_g, learning_rate if step > args.discriminator_alone else 0.0)
         set_learning_rate(optimizer_d, learning_rate)
+        if args.discriminator_alone and not args.freeze_bn:  # or its statistics would learn
+            freeze_bn(generator, step <= args.discriminator_alone)
         networks, optimizers = (trained_g, trained_d, vgg), (optimizer_g, optimizer_d)
         figures = step_once(*networks, *optimizers, lr_imgs, hr_imgs, args, run.dtype, step, run.scaler, faithful)
         update_ema(ema, generator, step, args.ema_decay)

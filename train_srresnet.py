@@ -54,12 +54,13 @@ import copy
 import torch
 import torch.nn.functional as F
 
+from batchnorm import freeze_bn
 from devices import UNSCALED, autocast, descend
 from inference import for_inference
 from metrics import DIAGNOSTICS, FIGURES
 from models import build_network
 from optimizers import build_optimizer, set_learning_rate
-from runs import Run, freeze_bn, learning_rate_at, load_data, update_ema
+from runs import Run, learning_rate_at, load_data, update_ema
 from weights import start_from
 
 
@@ -84,6 +85,8 @@ def main(args):
     if args.init and not args.resume:
         start_from(args.init, network)
     network.to(run.device, memory_format=torch.channels_last)
+    if args.init and not args.resume and not args.freeze_bn:
+        run.fit_to_crops(network, dataset)
     ema = copy.deepcopy(network).requires_grad_(False)
     optimizer = build_optimizer(args.optimizer, network, args.learning_rate)
     start = 0

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from batchnorm import norms_of, rebase
 from models import build_network
 from utils import UserError, atomic_write
 
@@ -98,6 +99,8 @@ def blend_networks(first, second, share):
     first, second = (getattr(network, "net", network) for network in (first, second))
     if first.config != second.config:
         raise UserError(f"only networks of one size can be blended, not {first.config} and {second.config}")
+    for norm, other in zip(norms_of(first), norms_of(second), strict=True):  # or the mixture of two scales would be none
+        rebase(other, norm.running_mean, norm.running_var)
     values = second.state_dict()
     for key, value in first.state_dict().items():
         if value.is_floating_point():

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import batchnorm
 import compiling
 import devices
 import inference
@@ -191,7 +192,7 @@ def test_synchronised_statistics_are_not_compiled_unless_they_are_frozen(card, c
     network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(SRResNet(4, 1, 4))
     assert not should_compile(network=network) and "--freeze-bn" in capsys.readouterr().out
     assert should_compile("on", network)
-    runs.freeze_bn(network)
+    batchnorm.freeze_bn(network)
     assert should_compile(network=network) and should_compile(network=SRCNN()) and capsys.readouterr().out == ""
 
 
@@ -236,7 +237,7 @@ def test_synchronised_statistics_cut_the_graph_to_pieces():
     make, imgs = lambda: SRResNet(4, 1, 4), torch.rand(2, 3, 8, 8)
     alone, torn = operators_by_graph(make(), imgs), operators_by_graph(with_stand_ins(make()), imgs)
     frozen = with_stand_ins(make())
-    runs.freeze_bn(frozen)
+    batchnorm.freeze_bn(frozen)
     print(f"operators in each graph: alone {alone}, synchronised {torn}, frozen {operators_by_graph(frozen, imgs)}")
     assert len(alone) == len(operators_by_graph(frozen, imgs)) == 1 and len(torn) > 1
 

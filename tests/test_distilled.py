@@ -87,6 +87,24 @@ def test_the_target_without_trust_is_the_faithful_one(teachers, batch):
     assert torch.equal(everywhere, plain) and torch.equal(nowhere[0], faithful_imgs[0]) and not torch.equal(plain, nowhere)
 
 
+def test_of_hardly_degraded_pictures_the_target_is_that_of_the_clean_pair(teachers, batch):
+    """Of clean ones it is wholly that, of those that are 3.5 levels off half, and of those that are 8 off none."""
+    torch.manual_seed(2)
+    pair = [for_inference(SRResNet(4, blocks=1, channels=8)) for _ in range(2)]
+    hr_imgs = batch[1][[0, 3, 0, 3]]
+    clean_lr_imgs = (small(hr_imgs).clamp(-1, 1) + 1) / 2
+    noise = torch.where(torch.rand(4, 3, 8, 8) < 0.5, -1.0, 1.0)
+    lr_imgs = clean_lr_imgs + noise * torch.tensor([0.0, 1.0, 3.5, 8.0]).view(4, 1, 1, 1) / 255
+    share = torch.tensor([1.0, 1.0, 0.5, 0.0]).view(4, 1, 1, 1)
+    with torch.no_grad():
+        targets, faithful_imgs = train_distilled.target_images(*teachers, lr_imgs, hr_imgs, ARGS, 1, False, pair)
+        plain, _ = train_distilled.target_images(*teachers, lr_imgs, hr_imgs, ARGS, 1, False)
+        better, _ = train_distilled.target_images(*pair, clean_lr_imgs, hr_imgs, ARGS, 1, True)
+    assert torch.equal(faithful_imgs, train_distilled.faithful_images(teachers[0], lr_imgs, ARGS, 1))
+    assert torch.allclose(targets, share * better + (1 - share) * plain, atol=1e-4)
+    assert torch.equal(targets[3], plain[3]) and (targets - plain)[:3].abs().amax((1, 2, 3)).min() > 0.01
+
+
 @pytest.mark.parametrize("clean", [True, False])
 def test_gray_pictures_and_pages_of_one_colour_are_known(teachers, batch, clean):
     targets, _ = train_distilled.target_images(*teachers, *batch, ARGS, 1, clean)
@@ -181,7 +199,21 @@ def test_what_is_missing_or_of_another_scale_is_refused(finished, work, capsys):
     for flag in ("--sharp", "--init"):
         line = refusal(capsys, "train_distilled", *finished, flag, "twice.pth")
         assert "twice.pth" in line and "x2" in line
+    photo = ["--degradation", "photo", "--clean-pair", "srresnet.pth"]
+    assert "twice.pth" in refusal(capsys, "train_distilled", *finished, *photo, "twice.pth")
+    assert "--clean-pair" in refusal(capsys, "train_distilled", *finished, "--clean-pair", "srresnet.pth", "srgan.pth")
     assert "nowhere.pth" in refusal(capsys, "train_distilled", *finished, "--sharp", "nowhere.pth")
+
+
+def test_a_run_on_photographs_learns_of_the_clean_pair(finished, monkeypatch):
+    made, learnt_from = [], train_distilled.learnt_from
+    monkeypatch.setattr(train_distilled, "clean_share", lambda lr_imgs, _: torch.ones(len(lr_imgs), 1, 1, 1))
+    monkeypatch.setattr(train_distilled, "learnt_from", lambda *parts: made.append(parts[:2]) or learnt_from(*parts))
+    flags = ["--recipe", "photo", "--drawn-share", 0, "--sharp", "srgan.pth", "--clean-pair", "srgan.pth", "srresnet.pth"]
+    call("train_distilled", *finished, *flags, "--steps", 1)
+    known = {f"{name}.pth": next(for_inference(load_network(f"{name}.pth")).parameters()) for name in ("srresnet", "srgan")}
+    names = [[n for net in pair for n in known if torch.equal(next(net.parameters()), known[n])] for pair in made]
+    assert names == [["srresnet.pth", "srgan.pth"], ["srgan.pth", "srresnet.pth"]]
 
 
 @pytest.mark.parametrize("more, best_step", [([], 3), (["--sharp", "srgan.pth"], 6)])
@@ -199,7 +231,7 @@ def test_the_best_of_a_sharp_run_is_not_that_of_the_highest_psnr(finished, monke
 @pytest.mark.parametrize("kind", ["bicubic", "photo", "given"])
 def test_only_lr_images_made_by_bicubic_are_taken_for_clean(finished, work, photographs, monkeypatch, kind):
     seen, step = [], train_distilled.train_step
-    monkeypatch.setattr(train_distilled, "train_step", lambda *parts: seen.append(parts[-1]) or step(*parts))
+    monkeypatch.setattr(train_distilled, "train_step", lambda *parts: seen.append(parts[-2]) or step(*parts))
     flags = [*finished, "--steps", 1, "--degradation", "photo" if kind == "photo" else "bicubic"]
     if kind == "given":
         for i, photograph in enumerate(photographs):

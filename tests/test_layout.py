@@ -8,7 +8,7 @@ from conftest import ROOT
 
 FLOORS = [
     {"utils"},
-    {"layers", "losses", "optimizers", "degradations", "devices", "compiling"},
+    {"layers", "batchnorm", "losses", "optimizers", "degradations", "devices", "compiling"},
     {
         "models",
         "pictures.pixels",

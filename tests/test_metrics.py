@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from scipy.signal import convolve2d
 
 import image_lists
 import metrics
+import runs
+import train_srresnet
 import utils
 from datasets import TestPairs
-from pictures.pixels import downscale, enlarge
+from pictures.pixels import downscale, enlarge, read_image
 
 
 def plain(value, shape=(24, 20)):
@@ -186,6 +190,38 @@ def test_a_test_set_is_a_folder_or_a_list(lists, image_folder, tmp_path):
     for name in (tmp_path / "empty", "Set99"):
         with pytest.raises(utils.UserError, match="no"):
             image_lists.test_images(name, lists["off"])
+
+
+def test_a_list_goes_before_a_folder_of_its_name(work, photographs, capsys):
+    """Also where the name of another set ends as the names of lists do; `name/` is the folder."""
+    for folder, numbers in (("mine", (0, 1)), ("mine_test", (2,)), ("validation", (3,)), ("photos", (4, 5, 6))):
+        Path(folder).mkdir()
+        for i in numbers:
+            Image.fromarray(photographs[i]).save(Path(folder, f"{i}.png"))
+    call("create_data_lists", "--train-folders", "photos", "--validation-images", 1, "--min-size", 32)
+    call("create_data_lists", "--test-folders", "mine", "mine_test", "--white", 4095)
+    Path("mine/7.png").write_bytes(Path("mine/0.png").read_bytes())
+    capsys.readouterr()
+    names = lambda name: [path.stem for path in image_lists.test_images(name)]  # noqa: E731
+    assert names("mine") == ["0", "1"] and names("mine_test") == ["2"] and names("validation")[0] in "456"
+    assert "data/mine_test_images.json" in capsys.readouterr().err and image_lists.test_images("mine").white == 4095
+    assert (
+        names("mine/") == ["0", "1", "7"] and names("./validation") == ["3"] and image_lists.test_images("mine/").white is None
+    )
+    _, pairs = runs.load_data(train_srresnet.parse_arguments(["--crop-size", "32"]))  # on "validation", by default
+    assert pairs.paths[0].stem in "456"
+    shutil.rmtree("mine")
+    assert names("mine_test") == ["2"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["tif", "jpg", "png"])
+def test_the_size_in_the_head_is_that_of_the_pixels(tmp_path, orientation, ending):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{ending}"
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    assert image_lists.size_of(path) == read_image(path).shape[1::-1] == ((20, 30) if orientation > 4 else (30, 20))
 
 
 def test_a_folder_with_lr_images_and_results_is_measured_on_its_hr_images(tmp_path, photographs, capsys):

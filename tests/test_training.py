@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from conftest import call, refusal
 from PIL import Image
 
+import batchnorm
 import compiling
 import devices
 import losses
@@ -903,7 +904,7 @@ def test_a_failed_save_leaves_the_earlier_file(weights, monkeypatch):
 
 def test_frozen_statistics_stay(batch):
     network = SRResNet(4, 1, 8)
-    runs.freeze_bn(network)
+    batchnorm.freeze_bn(network)
     before = copy.deepcopy(network.state_dict())
     train_srresnet.train_step(network, torch.optim.SGD(network.parameters(), 0.1), *batch)
     changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
