@@ -150,6 +150,8 @@ def load_models(files, blends, device, dtype, scale, self_ensemble=False):
     if len(set(scales.values())) > 1:
         raise UserError("different scales: " + ", ".join(f"{name} x{value}" for name, value in scales.items()))
     for share in blends:
+        if f"blend_{share:g}" in models:
+            raise UserError(f"--blend: two rows would be called blend_{share:g} in the table")
         models[f"blend_{share:g}"] = for_inference(blend_networks(*map(load_network, files), share), device, dtype)
     if self_ensemble:
         models = with_self_ensembles(models)
@@ -257,9 +259,12 @@ def on_set(models, set_name):
     return {name: model[set_name] if isinstance(model, dict) else model for name, model in models.items()}
 
 
-def check_file_names(sets, models):
-    """Raises UserError if --save-images would write two pictures into one file, since names are joined by an underscore."""
+def check_file_names(output, sets, models):
+    """Raises UserError if --save-images would write two pictures into one file, or beside HR images or finished pictures."""
     for label, pairs in sets.items():
+        finished = [file for model in on_set(models, label).values() if isinstance(model, list) for file in model]
+        if (output / label).resolve() in {file.parent.resolve() for file in [*pairs.paths, *finished]}:
+            raise UserError(f"--save-images: {output / label} holds the pictures to measure; give another --output")
         made = {}
         for image in pairs.names:
             for row in (*models, "panel"):
@@ -306,7 +311,7 @@ def measured(args, processes, metrics):
     sets = load_sets(args.test_sets, args.data_folder, scale, args.lr_folder, args.degradation, args.white)
     models = with_results(models, args.results, sets)
     if args.save_images:
-        check_file_names(sets, models)
+        check_file_names(args.output, sets, models)
     if processes.rank == 0:
         warn_of_files(sets, models)
     results = {model: {} for model in models}

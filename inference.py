@@ -313,16 +313,19 @@ def upscale_frame(network, frame, tile=None, outscale=None, progress=None) -> Fr
         if progress:
             progress(done, total)
 
+    lr_img = fill_transparent(frame)
     quick, cudnn.allow_tf32 = cudnn.allow_tf32, cudnn.allow_tf32 and not deep  # on CUDA, float32 of 10 bits
     try:
-        rgb, alpha = upscale(network, fill_transparent(frame), tile, tell), None
+        rgb, alpha = upscale(network, lr_img, tile, tell), None
     finally:
         cudnn.allow_tf32 = quick
         tiles_done.close()
-    if has_no_colour(frame):
-        rgb = without_colour(rgb)
     if outscale:
         rgb = resize(rgb, *(max(1, round(side * outscale)) for side in frame.rgb.shape[:2]))
     if frame.alpha is not None:
         alpha = resize(frame.alpha[..., None], *rgb.shape[:2])[..., 0]
+    if has_no_colour(lr_img):
+        rgb = without_colour(rgb)
+    elif has_no_colour(lr_img, frame.alpha):  # what goes on under the mask has some
+        rgb = np.where(alpha[..., None] > 0, without_colour(rgb), rgb)
     return Frame(rgb, alpha, frame.duration)

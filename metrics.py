@@ -20,6 +20,7 @@ from weights import load_checkpoint
 FIGURES = ("psnr", "ssim")  # of `evaluate`, for the table and the logs of training; LPIPS where it is asked for
 # For looking at what a network does wrong: in metrics.json and the logs of training, no columns of the table.
 DIAGNOSTICS = ("colour_shift", "chroma", "consistency", "echo", "gray")
+SMALLEST_FOR_LPIPS = 31  # pixels each way, of which AlexNet's last layers see one
 YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])  # BT.601, full range
 
 
@@ -192,6 +193,9 @@ def load_lpips(backbone="imagenet", device="cpu"):
     metric.to(device).requires_grad_(False)
 
     def measure(sr_img, hr_img):
+        height, width = hr_img.shape[:2]
+        if min(height, width) < SMALLEST_FOR_LPIPS:
+            raise UserError(f"LPIPS needs {SMALLEST_FOR_LPIPS} pixels each way, and a picture has {width}x{height}")
         with torch.inference_mode():
             return metric(to_tensor(sr_img, device), to_tensor(hr_img, device)).item()
 

@@ -23,10 +23,10 @@ from devices import Processes, available_cores, gradient_scaler, pick_dtype
 from image_lists import list_called, test_images
 from inference import upscale
 from logs import Log
-from metrics import evaluate, mean_figures
+from metrics import SMALLEST_FOR_LPIPS, evaluate, mean_figures
 from pictures.comparison import labelled_row, stack
 from pictures.pixels import enlarge, write_image
-from utils import UserError, lock_file, replace_by_link, unlock_file, write_text
+from utils import ImageError, UserError, lock_file, replace_by_link, unlock_file, write_text
 from weights import load_checkpoint, save_checkpoint
 
 # What may differ when a run is resumed: it changes where things are, how fast they go or what is shown, not what is learnt.
@@ -123,8 +123,11 @@ class Run:
 
     def __init__(self, args, default_name):
         self.args, self.name = args, "dry_run" if args.dry_run else args.name or default_name
-        if Path(self.name).is_absolute() or ".." in Path(self.name).parts:
+        parts = Path(self.name).parts
+        if Path(self.name).is_absolute() or ".." in parts or not parts:
             raise UserError(f"--name {self.name}: it is of a folder below checkpoints and results")
+        if parts[0] == "dry_run" and not args.dry_run:
+            raise UserError(f"--name {self.name}: the next --dry-run would overwrite it")
         if args.dry_run and args.resume:
             raise UserError("--dry-run tries a run from its start: leave out --resume")
         self.checkpoints, self.results = Checkpoints(Path("checkpoints") / self.name), Path("results") / self.name
@@ -149,6 +152,8 @@ class Run:
     def _taken(self):
         if self.checkpoints.existing():
             return f"the run {self.name} exists: go on with it by --resume, or give another name by --name"
+        if any(path.is_dir() for path in self.checkpoints.folder.glob("*")):
+            return f"{self.checkpoints.folder} holds other runs: give another name by --name"
         rest = " and ".join(str(folder) for folder in (self.checkpoints.folder, self.results) if folder.exists())
         return f"the run {self.name} exists, without a checkpoint for --resume: remove {rest}, or give another name by --name"
 
@@ -413,8 +418,10 @@ def load_data(args):
     white = dataset.paths.white if list_called(args.validate_on, args.data_folder) is None else None  # a list has its own
     validation = test_images(args.validate_on, args.data_folder, white)
     validation = TestPairs(validation, args.scale, degradation=args.degradation)
-    for _ in validation:  # a bad file is better found now than after thousands of steps
-        pass
+    smallest = SMALLEST_FOR_LPIPS if getattr(args, "lpips_backbone", None) else 0
+    for i, (_, _, hr_img) in enumerate(validation):  # a bad file is better found now than after thousands of steps
+        if min(hr_img.shape[:2]) < smallest:
+            raise ImageError(f"{validation.paths[i]}: too small to validate on: LPIPS needs {smallest} pixels each way")
     return dataset, validation
 
 

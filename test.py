@@ -136,6 +136,9 @@ def upscale_file(path, place, choose, args, written):
     ending = ENDINGS[args.format or picture.format] if picture else ".mp4"
     target = args.output if args.output_file else path_of_result(place, factor + ending)
     panel, page = (path_of_result(place, f"{factor}_compare.{ending}") for ending in ("png", "html"))
+    shown = [file for file in (panel, page) if picture and args.compare and file.exists()]
+    if shown and not (args.overwrite or args.skip_existing):
+        raise UserError(f"{shown[0]} exists: give --overwrite or --skip-existing, or another --output")
     if not check_target(path, target, args, written):
         if picture and args.compare and not (panel.exists() and page.exists()):
             first = [next(iter(frames)).rgb for frames in (picture.frames, read_picture(target).frames)]

@@ -112,4 +112,4 @@ def remark_on_drift(frame, result):
     levels = abs(after - before).max() * 255 / np.iinfo(frame.rgb.dtype).max
     if levels <= DRIFT:
         return ""
-    return f"its colours are {levels:.0f} levels of 255 off on average: no network here knows its pattern, as dithering is"
+    return f"its colours are {levels:.0f} levels of 255 off on average: these weights do not know its pattern, as dithering is"

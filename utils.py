@@ -91,8 +91,10 @@ def number(kind=int, low=-math.inf, high=math.inf):
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
-        if not (low <= value <= high and math.isfinite(value)):
+        finite = abs(value) < 2**63 if kind is int else math.isfinite(value)
+        if not (low <= value <= high and finite):
             bounds = f"{low} or more" if high == math.inf else f"from {low} to {high}"
+            bounds = bounds if value < low or value > high else "a number that fits"
             raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
         return value
 

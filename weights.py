@@ -116,6 +116,8 @@ def start_from(path, network):
     weights = {key.removeprefix("net."): value for key, value in source.state_dict().items()}
     own = target.state_dict()
     fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    if not fitting:
+        raise UserError(f"{path}: nothing of its network fits into {target.config}")
     target.load_state_dict(own | fitting)
     fresh = [key for key in own if key not in fitting]
     unused = [key for key in weights if key not in fitting]

@@ -26,6 +26,8 @@ def parse_arguments():
 def points(results, test_set):
     """(share of the second network, PSNR, LPIPS) of a test set, by share: the two networks and their blends."""
     _, first, second, *blends = results
+    if not blends:
+        raise ValueError
     shares = {first: 0.0, second: 1.0} | {name: float(name.removeprefix("blend_")) for name in blends}
     means = {name: mean_figures(results[name][test_set]) for name in shares}
     return sorted((share, means[name]["psnr"], means[name]["lpips"]) for name, share in shares.items())

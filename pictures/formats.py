@@ -238,13 +238,17 @@ def check_format(form):
         raise UserError("AVIF is written by Pillow 11.3 or newer: pip install -U pillow")
 
 
-def has_no_colour(frame) -> bool:
-    """Whether the channels of each visible pixel are equal to 2 levels of 255, as lossy files leave them of gray pictures."""
-    red, green, blue = np.moveaxis(frame.rgb, 2, 0)
+def has_no_colour(rgb, alpha=None) -> bool:
+    """Whether the channels of each visible pixel are equal to 2 levels of 255, as lossy files leave them of gray pictures.
+
+    (H, W, 3) uint8 or uint16; of the latter, a picture may use as few bits as its brightest value takes.
+    """
+    red, green, blue = np.moveaxis(rgb, 2, 0)
     spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-    if frame.alpha is not None:
-        spread = spread[frame.alpha > 0]
-    return spread.max(initial=0) <= 2 * (np.iinfo(frame.rgb.dtype).max // 255)
+    if alpha is not None:
+        spread = spread[alpha > 0]
+    white = 255 if rgb.dtype == np.uint8 else 2 ** int(rgb.max()).bit_length() - 1
+    return spread.max(initial=0) <= 2 * white // 255
 
 
 def without_colour(rgb) -> np.ndarray:

@@ -230,7 +230,7 @@ class _Picture:
 
     def __init__(self, av, writer, source, upscale_rgb, remarks):
         self.av, self.writer, self.source, self.upscale_rgb = av, writer, source, upscale_rgb
-        self.stream, self.count, self.rotation = None, 0, 0
+        self.stream, self.count, self.rotation, self.remarks = None, 0, 0, remarks
         formats = {form.name for form in av.codec.Codec("libx264", "w").video_formats}
         parts = source.format.components if source.format else ()
         bits = max((part.bits for part in parts), default=8)
@@ -244,9 +244,12 @@ class _Picture:
     def add(self, frame):
         """Upscale and write a frame."""
         pixels = self.upscale_rgb(_upright_rgb(frame, self.deep, self.rotation))
-        # yuv420p halves the colours' resolution, so it needs even sides: a last row or column may go
+        # yuv420p halves the colours' resolution, so it needs even sides.
+        odd = [side for side, length in zip(("row", "column"), pixels.shape) if length % 2]
         pixels = pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2]
         if self.stream is None:
+            if odd:
+                self.remarks.append(f"without its last {' and '.join(odd)}, since this MP4 holds even sides alone")
             self._start(pixels, frame)
         result = self.av.VideoFrame.from_ndarray(pixels.copy(), format="rgb48le" if self.deep else "rgb24")
         result = result.reformat(format=self.format, dst_colorspace=BT709)

@@ -49,7 +49,8 @@ def read_shown(path) -> Shown:
     """The first frame of a file. Raises ImageError."""
     picture = read_picture(path)
     frame = next(iter(picture.frames))
-    return Shown(to_8_bits(fill_transparent(frame)), has_no_colour(frame), rgb_profile(picture), picture.lossy)
+    rgb = fill_transparent(frame)
+    return Shown(to_8_bits(rgb), has_no_colour(rgb, frame.alpha), rgb_profile(picture), picture.lossy)
 
 
 def rgb_profile(picture):

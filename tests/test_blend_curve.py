@@ -34,7 +34,12 @@ def test_figures_without_lpips_are_refused(tmp_path):
     assert done.returncode == 2 and "--lpips" in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_rows_that_are_no_blends_are_refused(tmp_path):
+    done = draw(tmp_path, {name: entries(30, 0.2) for name in ("bicubic", "a", "a+")})
+    assert done.returncode == 2 and "--blend" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_an_ending_of_no_picture_is_refused(tmp_path):
-    results = {name: entries(30, 0.2) for name in ("bicubic", "a", "b")}
+    results = {name: entries(30, 0.2) for name in ("bicubic", "a", "b", "blend_0.5")}
     done = draw(tmp_path, results, "blend.xyz")
     assert done.returncode == 2 and "xyz" in done.stderr and done.stderr.count("\n") == 1

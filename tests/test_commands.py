@@ -67,6 +67,7 @@ def test_a_missing_list_ends_with_status_2_and_one_line(tmp_path):
         ["--batch-size", "two"],
         ["--learning-rate", -1],
         ["--learning-rate", "nan"],
+        ["--steps", "9" * 400],
         ["--ema-decay", 1.5],
         ["--crop-size", 8],
         ["--crop-size", 98],  # no multiple of the scale

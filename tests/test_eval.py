@@ -20,7 +20,9 @@ import metrics
 import more_metrics
 import utils
 from datasets import TestPairs
+from models import SRResNet
 from pictures.pixels import downscale, enlarge
+from weights import save_checkpoint
 
 
 @pytest.fixture
@@ -83,6 +85,23 @@ def test_no_picture_is_written_over_another(hr, photographs, capsys, called):
     assert "--save-images" in line and f"_{called}.png" in line
     assert not Path("out").exists()
     assert called in figures(*flags[4:])
+
+
+def test_results_are_not_written_beside_the_pictures_to_measure(hr, capsys):
+    for flags in (["--output", "."], ["--output", ".", "--results", "hr=theirs"]):
+        sets = ["theirs=hr"] if flags[2:] else ["hr"]
+        line = refusal(capsys, "eval", "--device", "cpu", "--test-sets", *sets, *flags, "--save-images")
+        assert "--output" in line and ("theirs" if flags[2:] else "hr") in line
+    assert len(list(hr.iterdir())) == 3
+
+
+def test_a_blend_takes_no_row_of_another(hr, capsys):
+    torch.manual_seed(0)
+    for name in ("blend_0.5", "other"):
+        save_checkpoint(f"{name}.pth", {"config": SRResNet(4, 1, 8).config, "weights": SRResNet(4, 1, 8).state_dict()})
+    flags = ["--device", "cpu", "--test-sets", "hr", "--weights", "blend_0.5.pth", "other.pth", "--blend"]
+    for shares in (["0.5"], ["0.3", "0.30000001"]):
+        assert "two rows would be called blend_0." in refusal(capsys, "eval", *flags, *shares)
 
 
 @pytest.mark.parametrize("scale", [2, 3])

@@ -603,7 +603,11 @@ def test_output_may_be_a_file(name, batch, tmp_path):
     assert names_in(tmp_path) == sorted(["in/a.png", name])
     assert batch("in/a.png", "--output", name).status == 2
     result = batch("in/a.png", "--output", name, "--overwrite", "--compare")
-    assert result.status == 0 and (tmp_path / name).with_name(f"{Path(name).stem}_compare.png").exists(), result
+    panel = (tmp_path / name).with_name(f"{Path(name).stem}_compare.png")
+    assert result.status == 0 and panel.exists(), result
+    (tmp_path / name).unlink()
+    refused = batch("in/a.png", "--output", name, "--compare")
+    assert refused.status == 2 and panel.name in refused.err and not (tmp_path / name).exists(), refused
 
 
 def test_output_that_cannot_be_the_result_is_refused(batch, tmp_path):

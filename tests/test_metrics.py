@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import call
 from PIL import Image
 from scipy.signal import convolve2d
@@ -14,6 +15,7 @@ from scipy.signal import convolve2d
 import image_lists
 import metrics
 import runs
+import train_srgan
 import train_srresnet
 import utils
 from datasets import TestPairs
@@ -174,6 +176,23 @@ def test_artifacts_see_each_its_own_fault(photographs):
         10 * np.hypot(0.5, 0.081312) / 2**0.5, rel=0.01
     )
     assert metrics.artifacts(gray, downscale(gray, 4), gray)["gray"] == 0
+
+
+def test_what_lpips_cannot_measure_is_told_before_a_training_begins(work, lists, photographs, capsys):
+    import torchvision
+
+    torch.save(torchvision.models.alexnet().features.state_dict(), "alexnet.pth")
+    measure = metrics.load_lpips("alexnet.pth")
+    small, img = Path("small"), photographs[0]
+    assert measure(img[:31, :40], img[:31, :40]) == 0 and measure(img[:31, :40], img[1:32, :40]) > 0
+    with pytest.raises(utils.UserError, match="LPIPS needs 31 pixels each way, and a picture has 40x30"):
+        measure(img[:30, :40], img[:30, :40])
+    small.mkdir()
+    Image.fromarray(img[:28, :40]).save(small / "a.png")
+    flags = ["--data-folder", str(lists["off"]), "--crop-size", "32", "--validate-on", "small/"]
+    runs.load_data(train_srgan.parse_arguments(flags))
+    with pytest.raises(utils.ImageError, match="a.png: too small to validate on"):
+        runs.load_data(train_srgan.parse_arguments([*flags, "--lpips-backbone", "alexnet.pth"]))
 
 
 def test_means_are_over_the_images_that_have_a_figure():

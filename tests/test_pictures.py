@@ -547,6 +547,19 @@ def test_gray_of_16_bits_in_rgb_gets_no_colour(upscale, tmp_path):
         assert spread > 5000 if limit is None else spread == limit
 
 
+def test_colours_that_are_dark_or_under_transparency_stay(upscale, tmp_path):
+    rgb = np.asarray(PHOTOGRAPH)
+    dark = rgb.astype(np.uint16) * 450 // 255  # 16 bits, of which it uses 9
+    formats.write_picture(tmp_path / "dark.png", formats.Picture([formats.Frame(dark)]))
+    [frame] = formats.read_picture(upscale("dark.png", "dark_x4.png")).frames
+    assert np.ptp(frame.rgb.astype(int), axis=2).max() > 100
+    for name, alpha in (("none", np.zeros((40, 48))), ("half", np.indices((40, 48))[1] // 24 * 255)):
+        pixels = np.dstack([np.where(alpha[..., None] > 0, rgb[..., :1], rgb), alpha]).astype(np.uint8)  # visible: gray
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        result = np.asarray(Image.open(upscale(f"{name}.png", f"{name}_x4.png")))[..., :3].astype(int)
+        assert np.ptp(result[:, :80], axis=2).max() > 10
+
+
 @pytest.mark.parametrize("ending", ["gif", "webp", "png"])
 def test_gray_frames_of_an_animation_get_no_colour(ending, upscale, tmp_path):
     gray = [PHOTOGRAPH.convert("L").rotate(10 * i).convert("RGB") for i in range(3)]
@@ -630,6 +643,13 @@ def test_what_a_video_takes_no_part_in_is_told(upscale, tmp_path, capsys):
     for flags in (["--compare"], ["--format", "webp"]):
         upscale("a.mp4", "a_x4.mp4", "--overwrite", *flags)
         assert "--compare and --format are for pictures" in capsys.readouterr().out
+    # To 120x100, 53x44, 54x45 and 59x49 pixels
+    for outscale, lacks in (("2.5", None), ("1.1", "column"), ("1.125", "row"), ("1.225", "row and column")):
+        path = upscale("a.mp4", f"a_x{outscale}.mp4", "--outscale", outscale)
+        assert (f"without its last {lacks}, since" in (out := capsys.readouterr().out)) == bool(lacks)
+        assert lacks or "without its last" not in out
+        with av.open(str(path)) as result:
+            assert result.streams.video[0].width % 2 == result.streams.video[0].height % 2 == 0
 
 
 def add_chunk(path, name, content):

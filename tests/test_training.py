@@ -688,8 +688,12 @@ def test_the_name_of_a_run_is_taken_once(stage, work, capsys):
     assert "holds no checkpoint" in refusal(capsys, script, *flags, "--resume")
     call(script, *flags, "--schedule", "constant", "--steps", 1)
     assert "exists: go on with it by --resume" in refusal(capsys, script, *flags)
-    for name in ("../x", work / "x"):
+    for name in ("../x", work / "x", "."):
         assert "below checkpoints and results" in refusal(capsys, script, *flags, "--name", name)
+    assert "next --dry-run" in refusal(capsys, script, *flags, "--name", "dry_run/x")
+    (work / "checkpoints/others/small").mkdir(parents=True)
+    line = refusal(capsys, script, *flags, "--name", "others")
+    assert "holds other runs" in line and "remove" not in line
     assert "leave out --resume" in refusal(capsys, script, *flags, "--dry-run", "--resume")
 
 
@@ -818,8 +822,11 @@ def test_stage_2_starts_from_stage_1(work, lists, vgg_file, capsys):
     assert torch.equal(generator.net.head[0].weight, network.head[0].weight)
     out = capsys.readouterr().out
     assert "untrained: upsampling.0.0.weight" in out and "not used: " in out and "upsampling.1.0.weight" in out
-    flags = ["--data-folder", lists["off"], "--device", "cpu", "--vgg-weights", vgg_file, "--vgg-layer", 22]
-    assert "--init" in refusal(capsys, "train_srgan", *flags)
+    # Of another kind nothing fits, and to begin at random in its place would be a surprise.
+    flags = ["--data-folder", lists["off"], "--device", "cpu"]
+    line = refusal(capsys, "train_srresnet", *flags, "--arch", "srcnn", "--init", "start.pth", "--crop-size", 32)
+    assert "start.pth: nothing of its network fits" in line and "srcnn" in line
+    assert "--init" in refusal(capsys, "train_srgan", *flags, "--vgg-weights", vgg_file, "--vgg-layer", 22)
 
 
 def test_under_torchrun_each_process_needs_a_gpu_of_its_own(monkeypatch):
