@@ -8,10 +8,11 @@ image is a function of networks that stay as they are. Without --sharp it is wha
 --turns 8 the mean of what it makes of its eight flips and turns. With --sharp it has that network's colours and, in luma,
 --factor times the difference between the network of stage 2 and it, but, with --trust, for what that one gets wrong against
 the HR image; of drawings and pages of one colour the HR image itself is the target. --recipe faithful is for the former,
-shipped for the latter, and photo for the latter on degraded pictures, with the weights for photographs. The lists in the data
-folder come from create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to results/NAME; the same command
-with --resume goes on with a run. best.pth is chosen on the validation images: by LPIPS if --lpips-backbone is given; otherwise
-by PSNR without --sharp, and with it, since PSNR falls as pictures get sharper, it is that of the last validation.
+shipped for the latter, and photo for the latter on degraded pictures, with the weights for photographs and, by --clean-pair,
+what those for clean pictures make of clean LR images, where the degraded ones are nearly so. The lists in the data folder come
+from create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to results/NAME; the same command with --resume
+goes on with a run. best.pth is chosen on the validation images: by LPIPS if --lpips-backbone is given; otherwise by PSNR
+without --sharp, and with it, since PSNR falls as pictures get sharper, it is that of the last validation.
 """
 
 from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, parse_with_recipe, user_errors
@@ -49,10 +50,9 @@ SHARP = {
     "learning_rate": 5e-4,
     "steps": 9000,
 }
-PHOTO = {"degradation": "photo", "factor": 2.0, "chroma_weight": 20.0, "consistency_weight": 50.0}
-PHOTO |= {"echo_weight": 1000.0, "mesh_weight": 6000.0, "gray_share": 0.15, "steps": 1500}
-# In a noisy LR image a network cannot see where the sharp one will be wrong.
-PHOTO |= {"trust": None, "luma_weight": 20.0, "optimizer": "adam", "learning_rate": 1e-4, "drawn_share": 0.0}
+# With --clean-pair. The LR image does not tell HR as exactly as a clean one, so what holds SR to it is held less tightly.
+PHOTO = {"degradation": "photo", "factor": 1.6, "chroma_weight": 60.0, "consistency_weight": 50.0}
+PHOTO |= {"gray_share": 0.35, "drawn_share": 0.3, "learning_rate": 4e-4, "steps": 5000}
 RECIPES = {"plain": {}, "faithful": FAITHFUL, "shipped": SHARP, "photo": SHARP | PHOTO}
 
 

@@ -247,7 +247,7 @@ def reader(work, monkeypatch):
             name = f"{folder.replace('/', '_')}_{i}.jpg"
             picture.save(Path(folder, name), comment=name)  # or they would be left out as copies of one another
     torch.manual_seed(0)
-    for run in ("srresnet_x4", "srgan_x4", "srresnet_x4_photo", "srgan_x4_photo", "photo", "mine", "mine_gan2"):
+    for run in ("srresnet_x4", "srgan_x4", "srresnet_x4_photo", "srgan_x4_photo", "photo", "photo_gan", "mine", "mine_gan2"):
         network = Generator(4, 1, 4) if "gan" in run else SRResNet(4, 1, 4)
         state = {"config": network.config, "weights": network.state_dict(), "step": 1}
         state |= {"discriminator": Discriminator(2).state_dict()} if "gan" in run else {}
