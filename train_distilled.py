@@ -70,6 +70,12 @@ def parse_arguments(words=None):
     add("--sharp", metavar="FILE", help="weights of stage 2 (default: none)")
     add("--factor", type=number(float, 0), default=1.0, help="of the difference in luma between --sharp and --faithful")
     add(
+        "--fine-factor",
+        type=number(float, 0),
+        metavar="FACTOR",
+        help="of the part of it that is finer than three pixels, of which adversaries draw too much (default: --factor)",
+    )
+    add(
         "--trust",
         type=number(float, 0),
         metavar="RATIO",
@@ -135,10 +141,24 @@ def learnt_from(faithful, sharp, lr_imgs, hr_imgs, args, step):
     if sharp is None:
         return faithful_imgs, faithful_imgs
     sharp_imgs = sharp(lr_imgs.to(next(sharp.parameters()).dtype)).float()
-    difference = args.factor * luma(sharp_imgs - faithful_imgs)
+    difference = luma(sharp_imgs - faithful_imgs)
+    if args.fine_factor is None:
+        difference = args.factor * difference
+    else:
+        coarse = blurred(difference)
+        difference = args.factor * coarse + args.fine_factor * (difference - coarse)
     if args.trust:
         difference = difference * trust(sharp_imgs, faithful_imgs, hr_imgs, args.trust)
     return faithful_imgs + difference, faithful_imgs  # Y is one offset of all three channels
+
+
+def blurred(y, sigma=0.8):
+    """A luma (N, 1, H, W), blurred by a Gaussian: of a wave of 4.3 pixels it leaves half, of one of 2.5 pixels a seventh."""
+    at = torch.arange(-3.0, 4, device=y.device)
+    kernel = torch.exp(-at.square() / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).to(y)
+    y = F.pad(y, (3, 3, 3, 3), mode="replicate")
+    return F.conv2d(F.conv2d(y, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
 
 
 def back_projected(imgs, lr_imgs):

@@ -66,6 +66,23 @@ def test_the_target_of_two_has_the_colours_of_the_faithful_one(teachers, batch):
     assert torch.allclose(luma(targets)[:2], (luma(faithful_imgs) + 1.5 * difference)[:2], atol=1e-6)
 
 
+def test_what_is_fine_has_a_factor_of_its_own(teachers, batch):
+    """Waves of 8 pixels and of 2.5 pixels are told apart; with equal factors it is as without."""
+    waves = {
+        length: torch.sin(2 * torch.pi * torch.arange(40) / length).view(1, 1, 1, 40).expand(1, 1, 40, 40)
+        for length in (8, 2.5)
+    }
+    shares = {length: (train_distilled.blurred(wave) / wave)[..., 20, 18:22].mean() for length, wave in waves.items()}
+    assert 0.75 < shares[8] < 0.9 and 0.1 < shares[2.5] < 0.2
+    assert torch.allclose(train_distilled.blurred(torch.ones(1, 1, 9, 9)), torch.ones(1, 1, 9, 9))
+    of = lambda **factors: train_distilled.target_images(*teachers, *batch, some_args(**factors), 1, clean=False)[0]  # noqa: E731
+    with torch.no_grad():
+        plain, equal, coarse, fine = (of(factor=f, fine_factor=g) for f, g in ((2.0, None), (2.0, 2.0), (2.0, 0.0), (0.0, 2.0)))
+        nothing = of(factor=0.0)
+    assert torch.allclose(plain, equal, atol=1e-5) and torch.allclose(coarse + fine - nothing, plain, atol=1e-5)
+    assert (coarse - plain)[0].abs().max() > 0.01 and (fine - plain)[0].abs().max() > 0.01
+
+
 def test_what_the_sharp_one_gets_wrong_is_not_learnt():
     """Trust is 1 up to the ratio of errors, 0 from 1.4 times it, and in between on the line between both, place by place."""
     hr_imgs = torch.zeros(1, 3, 40, 40)
