@@ -29,7 +29,8 @@ FAITHFUL = {
     "steps": 3000,
 }
 SHARP = {
-    "factor": 2.8,
+    "factor": 3.0,
+    "fine_factor": 1.1,
     "trust": 1.3,
     "luma_weight": 40.0,
     "chroma_weight": 100.0,
@@ -51,7 +52,7 @@ SHARP = {
     "steps": 9000,
 }
 # With --clean-pair. The LR image does not tell HR as exactly as a clean one, so what holds SR to it is held less tightly.
-PHOTO = {"degradation": "photo", "factor": 1.6, "chroma_weight": 60.0, "consistency_weight": 50.0}
+PHOTO = {"degradation": "photo", "factor": 1.6, "fine_factor": None, "chroma_weight": 60.0, "consistency_weight": 50.0}
 PHOTO |= {"gray_share": 0.35, "drawn_share": 0.3, "learning_rate": 4e-4, "steps": 5000}
 RECIPES = {"plain": {}, "faithful": FAITHFUL, "shipped": SHARP, "photo": SHARP | PHOTO}
 
