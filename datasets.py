@@ -30,7 +30,7 @@ from utils import ImageError, UserError, read_json
 CROPS_PER_IMAGE = 4  # of each JPEG that is decoded for training
 WINDOW = 64  # images that are decoded together, so that the crops of one image spread over several batches
 SAMPLES_PER_CHUNK = CROPS_PER_IMAGE * WINDOW  # what a worker hands over at a time
-MAX_REDRAWS = 100
+MAX_REDRAWS = 1000  # images, so that lists of which one in a hundred is of use will do
 
 
 def training_pair(batch, scale: int, device=None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,7 +59,7 @@ class SRDataset(Dataset):
     rounds through it, so that a batch of up to WINDOW samples that starts a round has no image twice.
 
     An image that cannot be used when its turn comes is replaced by another one, drawn from (seed, k) too; `bad_files`
-    names it. Raises UserError if no image can be used.
+    names it. Raises UserError if no image can be used, of MAX_REDRAWS at most.
 
     With the degradation "photo" the loader's workers make the LR images too, for `scale` (see `lr_image`). If the list has
     LR images, `dataset[k]` is a pair of arrays, of which the second, (3, crop_size / scale, crop_size / scale), is the same
@@ -89,6 +89,8 @@ class SRDataset(Dataset):
             raise UserError(f"{list_file}: its LR images are given, and of a drawing there would be none; give --drawn-share 0")
         self.pack = open_pack(list_file)
         self.crops_per_image = CROPS_PER_IMAGE if self.pack is None else 1
+        shapes = self.pack.shapes[: len(self.paths)] if self.pack is not None else []  # of files they are not known yet
+        self.too_small = sum(min(shape) < crop_size for shape in shapes)
         given = self.paths.lr_images or []
         facts = [path.name for path in [*self.paths, *given]] + [f"white {self.paths.white}"] * bool(self.paths.white)
         self.fingerprint = zlib.crc32("\n".join(facts).encode(errors="surrogateescape"))
@@ -105,6 +107,11 @@ class SRDataset(Dataset):
         if self._epoch[0] != epoch:
             self._epoch = (epoch, np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.paths)))
         return int(self._epoch[1][position])
+
+    def image_numbers(self, visit: int):
+        """Yield it, and then, each but once, those to take in its place, of which the first that can be used is taken."""
+        yield self.image_number(visit)
+        yield from np.random.default_rng([self.seed, 2, visit]).permutation(len(self.paths))[:MAX_REDRAWS].tolist()
 
     def visit_of(self, k: int) -> int:
         """Which visit sample k is cut from."""
@@ -131,9 +138,7 @@ class SRDataset(Dataset):
     def images(self, visit: int) -> list[np.ndarray]:
         if visit in self.decoded:
             return self.decoded[visit]
-        number = self.image_number(visit)
-        redraw = None
-        for _ in range(MAX_REDRAWS):
+        for number in self.image_numbers(visit):
             try:
                 images = [self.read(number)]
                 if self.paths.lr_images:
@@ -141,10 +146,9 @@ class SRDataset(Dataset):
                 break
             except ImageError as error:
                 self.bad_files.append(str(error))
-                redraw = redraw or np.random.default_rng([self.seed, 2, visit])
-                number = int(redraw.integers(len(self.paths)))
         else:
-            raise UserError(f"{self.list_file}: no image can be used; the last one: {self.bad_files[-1]}")
+            tried = "no image" if len(self.paths) <= MAX_REDRAWS else f"none of {MAX_REDRAWS} images"
+            raise UserError(f"{self.list_file}: {tried} can be used; the last one: {self.bad_files[-1]}")
         if self.crops_per_image > 1:
             if len(self.decoded) >= 2 * WINDOW:
                 self.decoded.clear()

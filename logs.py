@@ -6,6 +6,7 @@ Not here: when to write (runs.py), and checkpoints.
 import csv
 import os
 import time
+from pathlib import Path
 
 import torch
 
@@ -109,6 +110,11 @@ class Log:
         if not self.row:
             return
         try:
+            more = [key for key in self.row if key not in self.columns]  # a term of one's own, say
+            if more:
+                self.columns += more
+                self.csv_file.close()
+                self.csv_file = self._open_csv(Path(self.csv_file.name), self.row["step"])
             csv.DictWriter(self.csv_file, self.columns).writerow(self.row)
             self.csv_file.flush()
         except OSError as error:

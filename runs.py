@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,10 @@ FREE_ON_RESUME |= {"init", "init_discriminator", "validate_on", "validate_every"
 # What was done before there was the flag, where that is not None, False or 0.
 WITHOUT_FLAG = {"degradation": "bicubic", "discriminator": "paper", "optimizer": "adam"}
 
-FILES = {"faithful", "sharp", "vgg_weights", "lpips_backbone"}  # flags of files, which may be spelled in another way
+FILES = {"faithful", "sharp", "clean_pair", "vgg_weights", "lpips_backbone"}  # flags of files, which may be spelled anew
+
+# dB, of half of the pixels wrong by a level. Beyond that a blank page would count more than all photographs, and without end.
+PSNR_LIMIT = 50.0
 
 LOCK = ".lock"  # in the folder of a run's checkpoints, while a process trains
 STOP_EVERY = 10  # steps, after which several processes ask each other for the signal to stop: asking takes as long as a step
@@ -147,6 +151,7 @@ class Run:
         self.writer = Log(self.processes, args.steps)
         self.best, self.best_of = None, None  # the best figure, and the content of the pairs that it was measured on
         self.bad_files, self.stop_signal, self.stopping = [], None, False
+        self.teachers = {}  # the fingerprints of the networks that it learns from, by flag
 
     @property
     def _taken(self):
@@ -209,6 +214,9 @@ class Run:
     def loader(self, dataset, start):
         """The batches of the steps after `start`, for this process (see datasets.train_loader)."""
         self.dataset = dataset
+        if dataset.too_small:
+            problem = f"{dataset.too_small} of {len(dataset.paths)} training images are smaller than --crop-size"
+            self.print(f"{problem} {self.args.crop_size}; others are drawn in their place")
         workers = self.args.workers
         if workers is None:
             quick = dataset.pack is not None and dataset.degradation == "bicubic" and self.device.type == "cpu"
@@ -323,7 +331,10 @@ class Run:
         return due
 
     def validate(self, step, network, pairs, more_metrics=None):
-        """Measure a network from `for_inference` on test pairs; record, print and return the means; write a sample panel."""
+        """Measure a network from `for_inference` on test pairs; record, print and return the means; write a sample panel.
+
+        The PSNR of an image counts as at most PSNR_LIMIT.
+        """
         if self.world_size > 1:  # on CPUs the processes' batch statistics are not quite the same
             for tensor in network.state_dict().values():
                 torch.distributed.broadcast(tensor, 0)
@@ -336,14 +347,14 @@ class Run:
             panel = write_panel(self.results / "samples" / f"step_{step:08d}.png", network, pairs)
             self.writer.board.add_image("samples", panel, step, dataformats="HWC")
         entries = evaluate(network, pairs, more_metrics, self.processes)
-        means = mean_figures(entries)
+        means = mean_figures([entry | {"psnr": min(entry["psnr"], PSNR_LIMIT)} for entry in entries])
         self.writer.record(step, **{f"validation/{key}": value for key, value in means.items()})
         self.print(f"step {step}: validation " + "  ".join(f"{key} {value:.4f}" for key, value in means.items()))
         return means
 
     def save_if_best(self, step, figure, network):
         """Write best.pth, with the weights alone, if `figure` (the higher the better) is the best of the run so far."""
-        if self.best is not None and not math.isnan(self.best) and not figure > self.best:
+        if self.best is not None and math.isfinite(self.best) and not figure > self.best:
             return
         self.best = figure
         if self.rank == 0:
@@ -357,13 +368,16 @@ class Run:
             return
         state |= {"step": step, "args": self._options(), "log": log, "best": self.best}
         state |= {"data": self.dataset.fingerprint, "content": self.dataset.content, "validation": self.best_of}
+        state["teachers"] = self.teachers
         state["scaler"] = self.scaler.state_dict()
         path = self.checkpoints.save(step, state)
         self.print(f"step {step}: saved {path}")
 
     def _another_run(self):
         """The flags, in place of --resume, of a run that begins where this one is."""
-        return f"--name ANOTHER --init {self.checkpoints.folder / 'last.pth'}"
+        compares = getattr(self.args, "excess_weight", None) and self.args.stage == 2
+        faithful = f" --faithful {self.args.faithful or self.args.init}" if compares else ""
+        return f"--name ANOTHER --init {self.checkpoints.folder / 'last.pth'}{faithful}"
 
     def restore(self, checkpoint, dataset):
         """Take up the log, the best figure and the scale of the loss of a checkpoint and return its step.
@@ -404,9 +418,30 @@ class Run:
         now |= {key: value for key, value in before.items() if key.startswith("init")}  # for the record of where it began
         return checkpoint["step"]
 
+    def learn_from(self, checkpoint, **networks):
+        """Keep which networks the run learns from: lists of them, by flag.
+
+        Raises UserError if they were others when the run of the checkpoint (None: a new run) began.
+        """
+        self.teachers = {flag: fingerprint(of_flag) for flag, of_flag in networks.items() if of_flag}
+        before = (checkpoint or {}).get("teachers", {})  # versions before did not keep them
+        for flag, found in self.teachers.items():
+            if before.get(flag, found) != found:
+                flag = flag.replace("_", "-")
+                problem = f"--resume: the weights of --{flag} are not those that the run {self.name} began with"
+                raise UserError(f"{problem}; give those, or begin another run with its weights: {self._another_run()}")
+
+
+def fingerprint(networks):
+    """A number that tells networks apart from those with other weights."""
+    tensors = (tensor for network in networks for tensor in network.state_dict().values())
+    return functools.reduce(lambda crc, tensor: zlib.crc32(tensor.cpu().contiguous().numpy(), crc), tensors, 0)
+
 
 def one_file(path, other):
-    """Whether two flags name one file or folder that exists."""
+    """Whether two flags name one file or folder that exists, or the same ones."""
+    if isinstance(path, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(path) == len(other) and all(map(one_file, path, other))
     return bool(path and other) and Path(path).exists() and Path(path).resolve() == Path(other).resolve()
 
 

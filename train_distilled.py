@@ -277,7 +277,11 @@ def main(args):
     if start_file:
         start_from(start_file, network)
     network.to(run.device, memory_format=torch.channels_last)
-    faithful, sharp, *clean_pair = (path and for_inference(finished[path], run.device, run.dtype) for path in files)
+    faithful, sharp, *clean_pair = (path and finished[path] for path in files)
+    if faithful.config["arch"] == "srgan":
+        run.print(f"note: --faithful {args.faithful} is of stage 2; it was meant for the weights of stage 1")
+    run.learn_from(checkpoint, faithful=[faithful], sharp=sharp and [sharp], clean_pair=clean_pair)
+    faithful, sharp, *clean_pair = (net and for_inference(net, run.device, run.dtype) for net in (faithful, sharp, *clean_pair))
     ema = copy.deepcopy(network).requires_grad_(False)
     optimizer = build_optimizer(args.optimizer, network, args.learning_rate)
     start = 0

@@ -134,7 +134,7 @@ def parse_arguments(words=None):
         default=0.0,
         help="of the squared excess of local error over that of the network of --faithful",
     )
-    add("--faithful", metavar="FILE", help="the weights of stage 1, for --excess-weight (default: those of --init)")
+    add("--faithful", metavar="FILE", help="weights of stage 1, for --excess-weight (default: those of --init, if of stage 1)")
     add("--vgg-crop", type=number(int, 16), metavar="SIDE", help="let VGG19 see a square of the crops (default: whole)")
     add("--init-discriminator", metavar="FILE", help="last.pth of another run, to go on with its discriminator")
     add(
@@ -320,11 +320,17 @@ def start_generator(args):
     return generator
 
 
-def load_faithful(path, scale):
-    """The network of stage 1 in a file, for --excess-weight. Raises UserError for one of another scale."""
-    network = load_network(path)
+def load_faithful(path, scale, given=True):
+    """The network of stage 1 in a file, for --excess-weight. Raises UserError for one of another scale.
+
+    And, if the file was not `given` for it, for one of stage 2, which would be measured by its own errors.
+    """
+    network, problem = load_network(path), None
     if network.config["scale"] != scale:
         problem = f"{path} is for x{network.config['scale']}, not x{scale}"
+    elif not given and network.config["arch"] == "srgan":
+        problem = f"{path} is of stage 2"
+    if problem:
         raise UserError(f"--excess-weight compares with a network of stage 1: {problem}; give --faithful FILE")
     return network
 
@@ -367,8 +373,6 @@ def main(args):
         raise UserError(
             f"--vgg-weights {args.vgg_weights}: {error}; give the path of a state dict of torchvision's vgg19().features"
         ) from None
-    vgg.to(run.device, memory_format=torch.channels_last)
-    vgg.layers.to(run.dtype)  # or autocast would cast the weights anew in each step
     checkpoint = run.checkpoints.load_newest() if args.resume else None
     generator = build_network(checkpoint["config"]) if checkpoint else start_generator(args)
     generator.to(run.device, memory_format=torch.channels_last)
@@ -388,14 +392,19 @@ def main(args):
         optimizer_g.load_state_dict(checkpoint["optimizer_g"])
         optimizer_d.load_state_dict(checkpoint["optimizer_d"])
 
+    faithful = None  # the network that is right where it can be, whose error is the measure of --excess-weight
+    if args.excess_weight:
+        faithful_file = args.faithful or (args.init if Path(args.init).is_file() else given or args.init)
+        faithful = load_faithful(faithful_file, args.scale, given=args.faithful or checkpoint)
+    run.learn_from(checkpoint, vgg_weights=[vgg], faithful=faithful and [faithful])
+    faithful = faithful and for_inference(faithful, run.device, run.dtype)
+    vgg.to(run.device, memory_format=torch.channels_last)
+    vgg.layers.to(run.dtype)  # or autocast would cast the weights anew in each step
     if args.lpips_backbone:
         judged_by, measure = "lpips", load_lpips(args.lpips_backbone, run.device)
     else:
         judged_by, measure = "content", content_measure(vgg, run.device, args)
-    faithful = None  # the network that is right where it can be, whose error is the measure of --excess-weight
-    if args.excess_weight:
-        faithful_file = args.faithful or (args.init if Path(args.init).is_file() else given or args.init)
-        faithful = for_inference(load_faithful(faithful_file, args.scale), run.device, run.dtype)
+    judged = args.lpips_backbone or args.vgg_factor  # without features the content loss is 0, and the last is as good as any
     if args.freeze_bn:
         freeze_bn(generator)
     if args.freeze_bn == "both":
@@ -412,7 +421,7 @@ def main(args):
         recipe=RECIPES[args.recipe],
         training_images=len(dataset.paths),
         validation_images=len(validation),
-        best_by=judged_by,
+        best_by=judged_by if judged else "step",
     )
     for step, lr_imgs, hr_imgs in run.steps(run.loader(dataset, start), start):
         learning_rate = learning_rate_at(step, args)
@@ -430,7 +439,7 @@ def main(args):
         if run.validate_due(step):
             network = for_inference(ema, run.device, run.dtype)
             measured = run.validate(step, network, validation, {judged_by: measure})
-            run.save_if_best(step, -measured[judged_by], ema)
+            run.save_if_best(step, -measured[judged_by] if judged else step, ema)
         if run.save_due(step):
             run.save(
                 step,

@@ -24,12 +24,18 @@ def parse_arguments():
 
 
 def points(results, test_set):
-    """(share of the second network, PSNR, LPIPS) of a test set, by share: the two networks and their blends."""
+    """(share of the second network, PSNR, LPIPS) of a test set, by share: the two networks and their blends.
+
+    Without the images of which a network's error is 0, as of a blank page, and PSNR has no end.
+    """
     _, first, second, *blends = results
     if not blends:
         raise ValueError
     shares = {first: 0.0, second: 1.0} | {name: float(name.removeprefix("blend_")) for name in blends}
-    means = {name: mean_figures(results[name][test_set]) for name in shares}
+    exact = {entry["image"] for name in shares for entry in results[name][test_set] if entry["psnr"] is None}
+    if exact:
+        print(f"{test_set}: without {', '.join(sorted(exact))}, of which a network makes no error at all")
+    means = {name: mean_figures([entry for entry in results[name][test_set] if entry["image"] not in exact]) for name in shares}
     return sorted((share, means[name]["psnr"], means[name]["lpips"]) for name, share in shares.items())
 
 

@@ -28,6 +28,15 @@ def test_the_curve_is_drawn_with_its_shares(tmp_path):
     assert all(f"<!-- {text} -->" in picture for text in ("0", "0.5", "1", "Set5"))
 
 
+def test_a_page_that_comes_back_exactly_is_left_out(tmp_path):
+    results = {name: entries(28, 0.2) for name in ("bicubic", "srresnet_x4", "srgan_x4", "blend_0.5")}
+    for name, of_sets in results.items():
+        psnr = None if name == "srgan_x4" else 60.0  # as metrics.json has what has no end
+        of_sets["Set5"].append({"image": "page", "psnr": psnr, "ssim": 1.0, "lpips": 0.0})
+    done = draw(tmp_path, results)
+    assert done.returncode == 0 and "Set5: without page" in done.stdout, done.stderr
+
+
 def test_figures_without_lpips_are_refused(tmp_path):
     results = {name: {"Set5": [{"image": "a", "psnr": 28.0, "ssim": 0.8}]} for name in ("bicubic", "a", "b")}
     done = draw(tmp_path, results)

@@ -245,6 +245,23 @@ def test_without_any_usable_image_the_loader_says_so(tmp_path, workers):
         next(train_loader(open_lists(folder), 4, workers=workers))
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_few_usable_images_of_many_will_do(tmp_path, pack):
+    """With any seed, and again after a stop: which image is drawn in place of another is a function of the sample."""
+    folder = list_of(tmp_path / "data", [position_image(16, 16)] * 57 + [position_image(32, 40)], pack)
+    for seed in range(3):
+        dataset = SRDataset(folder / "train_images.json", 32, seed)
+        assert all(dataset[k].shape == (3, 32, 32) for k in range(300))
+        assert dataset.too_small == (57 if pack else 0)
+
+
+def test_the_loader_takes_what_crops_makes(lists, monkeypatch):
+    """Which is where the README sends those who want another augmentation."""
+    monkeypatch.setattr(SRDataset, "crops", lambda self, k: [np.full((3, 32, 32), 7, np.uint8)])
+    batch, _ = next(train_loader(open_lists(lists["on"]), 4))
+    assert (batch == 7).all()
+
+
 # Packs
 
 

@@ -741,6 +741,87 @@ def test_the_network_to_compare_with_is_of_the_same_scale_and_may_have_moved(wor
     call("train_srgan", *flags, work / "moved.pth", "--steps", 3, "--resume")
 
 
+def test_the_network_to_compare_with_is_not_by_default_one_of_stage_2(work, lists, vgg_file, capsys):
+    flags = ["--data-folder", lists["off"], "--device", "cpu", "--crop-size", 32, "--batch-size", 2, "--vgg-weights", vgg_file]
+    flags += ["--vgg-layer", 22, "--discriminator-channels", 4, "--steps", 2, "--excess-weight", 500]
+    for network, name in ((SRResNet(4, 1, 4), "stage1"), (Generator(4, 1, 4), "stage2")):
+        save_checkpoint(work / f"{name}.pth", {"config": network.config, "weights": network.state_dict()})
+    line = refusal(capsys, "train_srgan", *flags, "--name", "a", "--init", work / "stage2.pth")
+    assert "stage2.pth is of stage 2; give --faithful FILE" in line and not (work / "checkpoints").exists()
+    call("train_srgan", *flags, "--name", "b", "--init", work / "stage2.pth", "--faithful", work / "stage1.pth")
+    line = refusal(capsys, "train_srgan", *flags, "--name", "b", "--resume", "--seed", 2, "--faithful", work / "stage1.pth")
+    assert f"--init checkpoints/b/last.pth --faithful {work}/stage1.pth" in line  # what is to be given is named
+    call("train_srgan", *flags, "--name", "c", "--init", work / "stage2.pth", "--excess-weight", 0)
+
+
+def test_a_run_is_resumed_with_the_networks_that_it_learns_from(stage, work, vgg_state, capsys):
+    script, flags = stage
+    if script == "train_srresnet":
+        pytest.skip("learns from no network")
+    call(script, *flags, "--schedule", "constant", "--steps", 2)
+    if script == "train_srgan":
+        file = Path(flags[flags.index("--vgg-weights") + 1])
+        other = work / "vgg.pth"
+        other.write_bytes(file.read_bytes())
+        flags = [*flags, "--vgg-weights", other, "--name", "other"]
+        call(script, *flags, "--schedule", "constant", "--steps", 2)
+        call(script, *flags, "--schedule", "constant", "--steps", 3, "--resume")
+        state = torch.load(other, weights_only=True)
+        torch.save({key: 1.01 * value for key, value in state.items()}, other)
+        flag = "--vgg-weights"
+    else:
+        network = SRResNet(4, 1, 8)
+        call(script, *flags, "--schedule", "constant", "--steps", 3, "--resume")
+        save_checkpoint(work / "teacher.pth", {"config": network.config, "weights": network.state_dict()})
+        flag = "--faithful"
+    line = refusal(capsys, script, *flags, "--schedule", "constant", "--steps", 4, "--resume")
+    assert f"the weights of {flag} are not those that the run" in line and "--name ANOTHER" in line
+
+
+@pytest.mark.parametrize("script", ["train_srresnet", "train_srgan"])
+def test_a_term_of_ones_own_is_logged(work, lists, vgg_file, monkeypatch, script):
+    """As the README says: a term in train_step, and nothing else."""
+    train_step = MODULES[script].train_step
+
+    def with_a_term(*parts, **more):
+        figures = train_step(*parts, **more)
+        return figures | {"edges": figures["gradient_norm" if script == "train_srresnet" else "gradient_norm_g"]}
+
+    flags = ["--data-folder", lists["off"], "--name", "small", "--device", "cpu", "--crop-size", 32, "--batch-size", 2]
+    flags += ["--blocks", 1, "--channels", 4, "--log-every", 1, "--schedule", "constant"]
+    if script == "train_srgan":
+        flags += ["--init", "none", "--vgg-weights", vgg_file, "--vgg-layer", 22, "--discriminator-channels", 4]
+    call(script, *flags, "--steps", 2)
+    monkeypatch.setattr(MODULES[script], "train_step", with_a_term)
+    call(script, *flags, "--steps", 4, "--resume")
+    with open("results/small/log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    assert [row["edges"] for row in rows[:2]] == ["", ""] and all(float(row["edges"]) > 0 for row in rows[2:])
+
+
+def test_a_page_that_comes_back_exactly_does_not_choose_the_best(work, lists, monkeypatch, capsys):
+    measured = iter([(math.inf, 20.0), (58.0, 21.0), (math.inf, 22.0), (70.0, 21.5)])
+
+    def evaluate(*_):
+        return [{"image": name, "psnr": psnr, "ssim": 0.5} for name, psnr in zip(("page", "photograph"), next(measured))]
+
+    monkeypatch.setattr(runs, "evaluate", evaluate)
+    flags = ["--data-folder", lists["off"], "--name", "small", "--device", "cpu", "--crop-size", 32, "--batch-size", 2]
+    flags += ["--blocks", 1, "--channels", 4, "--validate-every", 1, "--steps", 4]
+    call("train_srresnet", *flags)
+    assert load_checkpoint("checkpoints/small/best.pth")["step"] == 3
+    assert "psnr 36.0000" in capsys.readouterr().out  # the page counts 50 dB
+
+
+def test_without_features_the_last_is_the_best(work, lists, vgg_file):
+    flags = ["--data-folder", lists["off"], "--name", "small", "--device", "cpu", "--crop-size", 32, "--batch-size", 2]
+    flags += ["--init", "none", "--blocks", 1, "--channels", 4, "--vgg-weights", vgg_file, "--vgg-layer", 11]
+    flags += ["--discriminator-channels", 4, "--vgg-factor", 0, "--pixel-weight", 1, "--validate-every", 1, "--steps", 3]
+    call("train_srgan", *flags)
+    assert load_checkpoint("checkpoints/small/best.pth")["step"] == 3
+
+
 def test_a_run_of_the_other_stage_is_not_resumed(stage, capsys, lists, vgg_file):
     script, flags = stage
     call(script, *flags)
