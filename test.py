@@ -48,7 +48,7 @@ def parse_arguments():
     )
     add(
         "--output",
-        type=Path,
+        type=named_path,
         default=Path("results/test"),
         metavar="DIR",
         help="folder for the results; or the file, for one input",
@@ -109,16 +109,23 @@ from upscaling import network_chooser, upscale_picture
 from utils import UserError, atomic_write
 
 
-def compare(lr_img, sr_img, name, panel, page, network):
-    """Write the panel and the slider page of a result: bilinear and bicubic enlargement, and the network's."""
+def compare(lr_img, sr_img, name, panel, page, network, keep):
+    """Write the panel and the slider page of a result: bilinear and bicubic enlargement, and the network's.
+
+    What of both exists stays as it is, if `keep`.
+    """
+    made = [file for file in (panel, page) if not (keep and file.exists())]
     lr_img, sr_img = to_8_bits(lr_img), to_8_bits(sr_img)
     height, width = sr_img.shape[:2]
     images = [enlarge(lr_img, (height, width), method) for method in ("bilinear", "bicubic")] + [sr_img]
     labels = ["bilinear", "bicubic", network]
-    with atomic_write(panel) as file:
-        stack([labelled_row(images, labels)]).save(file, "PNG", compress_level=4)
-    write_page(page, Path(name).stem, [slider_figure(name, images, labels, 1, 2)])
-    print(f"  comparison: {panel} {page}")
+    if panel in made:
+        with atomic_write(panel) as file:
+            stack([labelled_row(images, labels)]).save(file, "PNG", compress_level=4)
+    if page in made:
+        write_page(page, Path(name).stem, [slider_figure(name, images, labels, 1, 2)])
+    if made:
+        print(f"  comparison: {' '.join(map(str, made))}")
 
 
 def upscale_file(path, place, choose, args, written):
@@ -136,13 +143,11 @@ def upscale_file(path, place, choose, args, written):
     ending = ENDINGS[args.format or picture.format] if picture else ".mp4"
     target = args.output if args.output_file else path_of_result(place, factor + ending)
     panel, page = (path_of_result(place, f"{factor}_compare.{ending}") for ending in ("png", "html"))
-    shown = [file for file in (panel, page) if picture and args.compare and file.exists()]
-    if shown and not (args.overwrite or args.skip_existing):
-        raise UserError(f"{shown[0]} exists: give --overwrite or --skip-existing, or another --output")
-    if not check_target(path, target, args, written):
-        if picture and args.compare and not (panel.exists() and page.exists()):
+    shown = [panel, page] if picture and args.compare else []
+    if not check_target(path, target, shown, args, written):
+        if not all(file.exists() for file in shown):
             first = [next(iter(frames)).rgb for frames in (picture.frames, read_picture(target).frames)]
-            compare(*first, target.name, panel, page, "result")  # of whatever weights made it
+            compare(*first, target.name, panel, page, "result", keep=True)  # of whatever weights made it
         return False
     if not picture:
         enlarge_video(path, target, network, weights, args)
@@ -160,7 +165,7 @@ def upscale_file(path, place, choose, args, written):
         if done.remark:
             print(f"  {done.remark}")
         if args.compare:
-            compare(*first, target.name, panel, page, weights)
+            compare(*first, target.name, panel, page, weights, keep=args.skip_existing)
     tell_of_name(path, place, target, factor)
     return True
 
@@ -199,17 +204,23 @@ def memory_errors(path):
         raise UserError(f"{path}: not enough memory for its result") from None
 
 
-def check_target(path, target, args, written):
-    """Whether the result is to be made, and its folder; False if it exists and is to be skipped."""
-    if target in written:
-        raise UserError(f"{path}: {target} is the result of another input of this call: give another --output, one call each")
-    written.add(target)
-    if target.is_dir():
-        raise UserError(f"{path}: its result {target} is a folder: give another --output")
+def check_target(path, target, shown, args, written):
+    """Whether the result is to be made, and its folder; False if it exists and is to be skipped.
+
+    `shown` are the files of its comparison. Raises UserError where one of them is not to be written.
+    """
+    for file in (target, *shown):
+        if file in written:
+            raise UserError(f"{path}: {file} is of another input of this call: give another --output, one call each")
+        if file.is_dir():
+            raise UserError(f"{path}: its result {file} is a folder: give another --output")
+        if args.overwrite and os.path.abspath(file) in args.sources - {os.path.abspath(path)}:
+            raise UserError(f"{path}: its result {file} is an input of this call too: give another --output")
+        if file.exists() and not (args.overwrite or args.skip_existing):
+            raise UserError(f"{file} exists: give --overwrite or --skip-existing, or another --output")
+    written.update((target, *shown))
     if target.exists() and not args.overwrite:
-        if args.skip_existing:
-            return False
-        raise UserError(f"{target} exists: give --overwrite or --skip-existing, or another --output")
+        return False
     target.parent.mkdir(parents=True, exist_ok=True)
     return True
 
@@ -241,6 +252,7 @@ def main(args):
     processes = Processes(args.device)
     # One process looks, before any result is written beside the inputs.
     files = processes.gather(find_inputs(args.inputs, args.recursive, folder) if processes.rank == 0 else None)[0]
+    args.sources = {os.path.abspath(path) for path in files}
     weights = args.weights, processes.device, args.precision, args.blend, args.blend_with, args.self_ensemble
     choose = network_chooser(*weights)
     try:

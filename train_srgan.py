@@ -400,10 +400,8 @@ def main(args):
     faithful = faithful and for_inference(faithful, run.device, run.dtype)
     vgg.to(run.device, memory_format=torch.channels_last)
     vgg.layers.to(run.dtype)  # or autocast would cast the weights anew in each step
-    if args.lpips_backbone:
-        judged_by, measure = "lpips", load_lpips(args.lpips_backbone, run.device)
-    else:
-        judged_by, measure = "content", content_measure(vgg, run.device, args)
+    judged_by = "lpips" if args.lpips_backbone else "content"
+    measure = load_lpips(args.lpips_backbone, run.device) if args.lpips_backbone else content_measure(vgg, run.device, args)
     judged = args.lpips_backbone or args.vgg_factor  # without features the content loss is 0, and the last is as good as any
     if args.freeze_bn:
         freeze_bn(generator)

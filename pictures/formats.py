@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageSequence, PngImagePlugin, features
 
 from devices import is_out_of_memory
+from pictures.apng import composed
 from pictures.deep import declared_white, deep_pixels, png_chunks, stretched, turned, white_level, write_deep
 from pictures.metadata import carried_metadata, exif_of_tiff, jpeg_options, metadata_for, png_texts
 from pictures.opening import check_whole, cut_is_taken, open_image, reason, stored_with_loss, told_and_not_kept, with_end
@@ -110,14 +111,15 @@ def _picture(path, data, white):
     image = open_image(io.BytesIO(data))
     check_whole(image, data)
     refuse_camera_raw(image)
-    count, first = getattr(image, "n_frames", 1), 0
-    if getattr(image, "default_image", False):  # of an animated PNG, for those who cannot show the animation
-        count, first = count - 1, 1
+    count, is_png = getattr(image, "n_frames", 1), image.format == "PNG"
+    of_animation = is_png and getattr(image, "default_image", False)  # which is not the picture at the head of the file
+    count -= of_animation
     info, lossy = carried_metadata(image, data), stored_with_loss(image, data)
-    if count > 1 and image.format in ANIMATED_INPUTS:
+    if (count > 1 or of_animation) and image.format in ANIMATED_INPUTS:
         size = image.size[::-1] if orientation_of(image) >= 5 else image.size
-        frames = _checked(_animation(image, first, size), path)
-        remark = "its 16 bits a channel are read as 8" if image.format == "PNG" and data[24] == 16 else ""
+        frames = _png_animation(data, orientation_of(image)) if is_png else _animation(image, size)
+        frames = _checked(frames, path) if count > 1 else [next(frames)]
+        remark = "its 16 bits a channel are read as 8" if is_png and data[24] == 16 else ""
         return Picture(frames, count, size, False, ANIMATED_INPUTS[image.format], info, remark=remark, lossy=lossy)
     told = told_and_not_kept(image, data)
     frame, gray, level, remark = _still(image, data, white)
@@ -156,17 +158,25 @@ def _checked(frames, path):
         yield frame
 
 
-def _animation(image, first, size):
-    """The frames of an animation from number `first` on, each of `size` (width, height), beyond which GIFs may reach."""
+def _png_animation(data, orientation):
+    """The frames of an animated PNG, turned as the EXIF orientation says."""
+    transparent = data[25] in (4, 6) or b"tRNS" in dict(png_chunks(data))
+
+    def read(png):
+        frame = _still(open_image(io.BytesIO(png)), png, None)[0]
+        alpha = np.full_like(frame.rgb[..., 0], np.iinfo(frame.rgb.dtype).max) if frame.alpha is None else frame.alpha
+        return to_8_bits(np.dstack([frame.rgb, alpha]))
+
+    for pixels, duration in composed(data, read):
+        pixels = np.ascontiguousarray(turned(pixels, orientation))
+        rgb, alpha = pixels[..., :3], pixels[..., 3]
+        yield Frame(rgb, alpha if transparent or alpha.min() < 255 else None, duration)
+
+
+def _animation(image, size):
+    """The frames of a GIF, WebP or AVIF, each of `size` (width, height), beyond which GIFs may reach."""
     width, height = size
-    for number, image_of_frame in enumerate(ImageSequence.Iterator(image)):
-        if number < first:
-            continue
-        if image_of_frame.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
-            image_of_frame.load()
-            eight = Image.fromarray(to_8_bits(np.asarray(image_of_frame).astype(np.uint16)))
-            eight.info = image_of_frame.info
-            image_of_frame = eight
+    for image_of_frame in ImageSequence.Iterator(image):
         frame = _frame(upright(image_of_frame))
         if frame.rgb.shape[:2] != (height, width):
             missing = [(0, max(0, side - now)) for side, now in zip((height, width), frame.rgb.shape)]
@@ -280,7 +290,7 @@ def write_picture(path, picture, quality=None, watch=None):
     dropped += _not_held(first, form, deep, picture.format)
     try:
         with atomic_write(path) as file:
-            file = WatchedFile(file, watch) if watch else file
+            file = WatchedFile(file, watch)
             if deep:
                 info |= {"text": png_texts(info)}
                 write_deep(file, form, first.rgb, first.alpha, picture.gray, info, picture.white)
@@ -306,14 +316,22 @@ def _not_held(frame, form, deep, natural_form):
 
 
 class WatchedFile:
-    """A file that calls `watch()` before it takes bytes from Python; Pillow's JPEG and TIFF go past it, and are quick."""
+    """A file that calls `watch()`, if that is given, before it takes bytes.
 
-    def __init__(self, file, watch):
+    It has no number of the operating system, by which Pillow's encoders write past it: of a disk that is full they see
+    nothing, and leave a cut file without a word.
+    """
+
+    def __init__(self, file, watch=None):
         self.file, self.watch = file, watch
 
     def write(self, data):
-        self.watch()
+        if self.watch:
+            self.watch()
         return self.file.write(data)
+
+    def fileno(self):
+        raise io.UnsupportedOperation
 
     def __getattr__(self, name):
         return getattr(self.file, name)
@@ -340,12 +358,16 @@ def _write_shallow(file, form, first, frames, picture, info, quality):
     if form == "tiff" and {"xmp", "iptc"} & set(info):
         options["exif"] = exif_of_tiff(info)
     if picture.count > 1:
-        whole = form == "avif"  # its encoder refuses the fractions of milliseconds that an animated PNG may have
-        durations = [round(first.duration) if whole else first.duration]
+        unit = {"avif": 1, "gif": 10}.get(form)  # ms, of which their times are multiples
+
+        def in_units(duration):
+            return unit * max(round(duration / unit), duration > 0) if unit else duration
+
+        durations = [in_units(first.duration)]
 
         def rest():
             for frame in frames:
-                durations.append(round(frame.duration) if whole else frame.duration)
+                durations.append(in_units(frame.duration))
                 yield _image(frame, picture.gray, form)
 
         images = list(rest()) if form == "png" else rest()  # Pillow goes through those of a PNG twice

@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from pictures.deep import WORD_TAGS, png_chunks
+from pictures.opening import HDR, START_OF_JPEG2000
+from pictures.pixels import orientation_of
 
 # What each format holds of Picture.info; to PNG and TIFF the rest of this file adds what Pillow does not write itself.
 HOLDS = {
@@ -24,7 +26,7 @@ HOLDS = {
     "gif": {"comment"},
 }
 NAMES = {"icc_profile": "colour profile", "dpi": "resolution", "exif": "EXIF", "xmp": "XMP", "iptc": "IPTC"}
-NAMES |= {"comment": "comment", "colours": "gAMA and cHRM"}
+NAMES |= {"comment": "comment", "colours": "what its colours are (gAMA, cHRM, cICP)"}
 
 # Tags of EXIF, which is a TIFF without pixels, that tell how pixels lie in the file: the size, compression, strips, tiles,
 # samples, palette, thumbnail. A TIFF has them all, some phones write a few, and none is true of the result.
@@ -65,7 +67,10 @@ def carried_metadata(image, data):
             info["text"][key] = value
     if image.info.get("icc_profile") and image.mode not in ("CMYK", "YCbCr", "LAB"):  # of inks, and the pixels will be RGB
         info["icc_profile"] = image.info["icc_profile"]
+    elif image.format == "JPEG2000" and image.mode in ("L", "RGB") and (profile := profile_of_jpeg2000(data)):
+        info["icc_profile"] = profile
     dpi = [float(value) for value in np.atleast_1d(image.info.get("dpi", ()))]
+    dpi = dpi[::-1] if orientation_of(image) >= 5 else dpi  # the result is upright
     told = image.format != "TIFF" or 282 in image.tag_v2  # Pillow makes up a dpi of 1
     if told and len(dpi) == 2 and all(math.isfinite(value) and 1 <= value <= 1e5 for value in dpi):
         info["dpi"] = tuple(dpi)
@@ -80,6 +85,8 @@ def carried_metadata(image, data):
         info["colours"] = {name: chunks[name] for name in (b"gAMA", b"cHRM", b"sRGB", b"cICP") if name in chunks}
         if b"caBX" in chunks:
             info["dropped"].append("content credentials")
+    if image.format == "AVIF" and not image.info.get("icc_profile") and (cicp := colours_of_avif(data)):
+        info["colours"] = {b"cICP": cicp}
     if any(name == "APP11" for name, _ in getattr(image, "applist", [])):
         info["dropped"].append("content credentials")
     return {key: value for key, value in info.items() if value or key == "loop"}
@@ -96,11 +103,35 @@ def _read_exif(image, info):
     if re.match(LAYOUT_DESCRIPTION, str(exif.get(270, "")), re.DOTALL):
         info["dropped"].append("a description of its layout")
         del exif[270]
-    if 0x8769 in exif:
-        for tag in (0xA002, 0xA003):  # the width and height, once more
-            exif.get_ifd(0x8769).pop(tag, None)
+    details = exif.get_ifd(0x8769) if 0x8769 in exif else {}
+    for tag in (0xA002, 0xA003):  # the width and height, once more
+        details.pop(tag, None)
+    if orientation_of(image) >= 5:
+        for tags, across, down in ((exif, 282, 283), (details, 0xA20E, 0xA20F)):  # pixels on a unit of length
+            if across in tags and down in tags:
+                tags[across], tags[down] = tags[down], tags[across]
     if len(exif):
         info["exif"] = exif.tobytes()
+
+
+def profile_of_jpeg2000(data):
+    """The colour profile in the header of a JPEG 2000 file, which Pillow does not read; b"" if there is none."""
+    head = data[: data.find(START_OF_JPEG2000)]
+    at = head.find(b"colr")
+    if at < 4 or head[at + 4 : at + 5] != b"\x02":  # by a profile, not by a number
+        return b""
+    return head[at + 7 : at - 4 + int.from_bytes(head[at - 4 : at], "big")]
+
+
+def colours_of_avif(data):
+    """The content of the chunk cICP by which a PNG tells the colours of an AVIF file; b"" where they are the usual ones.
+
+    And for HDR, which needs more than its name.
+    """
+    primaries, transfer = struct.unpack(">2H", data.partition(b"colrnclx")[2][:4].ljust(4, b"\0"))
+    if primaries in (0, 1, 2) or transfer in HDR:  # reserved, BT.709, not told
+        return b""
+    return bytes([primaries, transfer, 0, 1])  # RGB, from 0 to the highest level
 
 
 def _read_words(image, info):

@@ -30,6 +30,8 @@ def open_image(file):
         image = Image.open(file)
         if image.format == "TIFF" and image.mode in ("LA", "La") and image.tag_v2.get(284, 1) == 2:
             raise ValueError("gray and alpha in a plane each; save it with its channels side by side")
+        if image.format == "TIFF" and 2 in np.atleast_1d(image.tag_v2.get(339, 1)) and image.mode in ("L", "RGB", "RGBA"):
+            raise ValueError("signed values, of which Pillow takes the negative ones for bright; save it with others")
         return image
     except UnidentifiedImageError:
         file.seek(0)

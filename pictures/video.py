@@ -20,6 +20,7 @@ VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpe
 VIDEO_SUFFIXES |= {".ts", ".mts", ".flv", ".wmv", ".3gp"}
 UNFINISHED = ".part.mp4"  # the ending, after a leading dot and a random name, of a video that is being written
 OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder"}  # metadata that is not true of the result
+FRAME_DURATION = 1 << 8  # FFmpeg's AV_CODEC_FLAG_FRAME_DURATION, which PyAV does not name
 REORDERED = 16  # frames: the furthest that H.264 may show a frame from its place in the file
 JUMP = 0.5  # seconds: times that go back so far begin anew, as where recordings were joined
 
@@ -62,11 +63,27 @@ def upscale_video(source, target, upscale_rgb, remarks=None) -> int:
     return count
 
 
-def _upright_rgb(frame, deep, rotation):
+def _turn_of(frame):
+    """How a player turns a frame: whether its sides change places, then whether its rows and its columns are reversed.
+
+    By the display matrix, whose first two rows say where a pixel's column and row point to; it mirrors or turns by quarters.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    crossed = abs(b) + abs(c) > abs(a) + abs(d)
+    return crossed, (b if crossed else d) < 0, (c if crossed else a) < 0
+
+
+def _upright_rgb(frame, deep, turn):
     """The frame as (H, W, 3) uint8, or uint16 if `deep`. If it does not tell its matrix, that is the usual one of its size."""
     matrix = frame.colorspace if frame.colorspace != UNSPECIFIED else BT709 if frame.height >= 720 else BT601
     pixels = frame.reformat(format="rgb48le" if deep else "rgb24", src_colorspace=matrix).to_ndarray()
-    return np.rot90(pixels, round(rotation / 90))
+    crossed, reversed_rows, reversed_columns = turn
+    pixels = pixels.swapaxes(0, 1) if crossed else pixels
+    pixels = pixels[::-1] if reversed_rows else pixels
+    return pixels[:, ::-1] if reversed_columns else pixels
 
 
 def _tag_colours(encoder, frame):
@@ -230,7 +247,8 @@ class _Picture:
 
     def __init__(self, av, writer, source, upscale_rgb, remarks):
         self.av, self.writer, self.source, self.upscale_rgb = av, writer, source, upscale_rgb
-        self.stream, self.count, self.rotation, self.remarks = None, 0, 0, remarks
+        self.stream, self.count, self.turn, self.remarks = None, 0, (False, False, False), remarks
+        self.start = self.end = self.first = None  # of the frames, in seconds; the time of the first packet to decode
         formats = {form.name for form in av.codec.Codec("libx264", "w").video_formats}
         parts = source.format.components if source.format else ()
         bits = max((part.bits for part in parts), default=8)
@@ -243,7 +261,7 @@ class _Picture:
 
     def add(self, frame):
         """Upscale and write a frame."""
-        pixels = self.upscale_rgb(_upright_rgb(frame, self.deep, self.rotation))
+        pixels = self.upscale_rgb(_upright_rgb(frame, self.deep, self.turn))
         # yuv420p halves the colours' resolution, so it needs even sides.
         odd = [side for side, length in zip(("row", "column"), pixels.shape) if length % 2]
         pixels = pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2]
@@ -253,9 +271,25 @@ class _Picture:
             self._start(pixels, frame)
         result = self.av.VideoFrame.from_ndarray(pixels.copy(), format="rgb48le" if self.deep else "rgb24")
         result = result.reformat(format=self.format, dst_colorspace=BT709)
-        result.pts, result.time_base = frame.pts, frame.time_base
-        self.writer.mux(self.stream.encode(result))
+        result.pts, result.duration, result.time_base = frame.pts, frame.duration or 0, frame.time_base
+        self.start = frame.pts * frame.time_base if self.start is None else self.start
+        self.end = (frame.pts + (frame.duration or 0)) * frame.time_base
+        self._mux(self.stream.encode(result))
         self.count += 1
+
+    def finish(self):
+        """Write what the encoder still has; the last packet, which may be of an earlier frame, tells when the last one ends."""
+        packets = self.stream.encode()
+        for last in packets[-1:]:
+            first = packets[0].dts if self.first is None else self.first
+            length = round((self.end - self.start) / last.time_base)
+            last.duration = max(last.duration or 0, length - (last.dts - first))
+        self._mux(packets)
+
+    def _mux(self, packets):
+        for packet in packets[:1]:
+            self.first = packet.dts if self.first is None else self.first
+        self.writer.mux(packets)
 
     def _start(self, pixels, frame):
         rate = self.source.average_rate or self.source.guessed_rate
@@ -263,9 +297,10 @@ class _Picture:
         stream.height, stream.width = pixels.shape[:2]
         stream.pix_fmt = self.format
         stream.codec_context.time_base = self.source.time_base  # frames need not come at a steady rate
+        stream.codec_context.flags |= FRAME_DURATION
         aspect = self.source.sample_aspect_ratio  # of a pixel
         if aspect:
-            stream.codec_context.sample_aspect_ratio = 1 / aspect if self.rotation % 180 else aspect
+            stream.codec_context.sample_aspect_ratio = 1 / aspect if self.turn[0] else aspect
         stream.metadata.update(_words(self.source))
         _tag_colours(stream.codec_context, frame)
 
@@ -297,7 +332,7 @@ def _copy(av, reader, writer, upscale_rgb, remarks):
                     faults["sound"] += 1
             else:
                 for frame in _decoded(av, packet, faults):
-                    picture.rotation = frame.rotation  # the filter may not carry it
+                    picture.turn = _turn_of(frame)  # the filter may not carry it
                     for ready in ordered.add(frame, round(1 / (rate * frame.time_base)) or 1):
                         show(ready)
             if picture.count:
@@ -313,7 +348,7 @@ def _copy(av, reader, writer, upscale_rgb, remarks):
         if stopped:
             raise KeyboardInterrupt
         raise ValueError("no frame in it")
-    writer.mux(picture.stream.encode())
+    picture.finish()
     writer.mux(packets)
     if faults["packets"]:
         lost = max(faults["packets"], faults["sent"] - picture.count)  # with those that needed them

@@ -610,6 +610,51 @@ def test_output_may_be_a_file(name, batch, tmp_path):
     assert refused.status == 2 and panel.name in refused.err and not (tmp_path / name).exists(), refused
 
 
+def test_two_pictures_have_not_one_comparison(batch, tmp_path):
+    """Their results are a_x4.png and a_x4.bmp; the panels would both be a_x4_compare.png."""
+    photo(tmp_path / "x/a.png"), photo(tmp_path / "y/a.bmp", (10, 9))
+    result = batch("x/a.png", "y/a.bmp", "--compare", "--overwrite")
+    assert result.status == 2 and result.err.count("\n") == 1 and "another input of this call" in result.err, result
+    first = (tmp_path / "out/a_x4_compare.png").read_bytes()
+    assert batch("x/a.png", "--compare", "--overwrite").status == 0
+    assert (tmp_path / "out/a_x4_compare.png").read_bytes() == first
+    assert names_in(tmp_path / "out") == ["a_x4.png", "a_x4_compare.html", "a_x4_compare.png"]
+    assert batch("y/a.bmp").status == 0
+
+
+def test_what_of_a_comparison_exists_is_left(batch, tmp_path):
+    photo(tmp_path / "a.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a_x4_compare.png").write_bytes(b"mine")
+    for _ in range(2):  # with the result to be made, and with the result there
+        result = batch("a.png", "--compare", "--skip-existing")
+        assert result.status == 0 and (tmp_path / "out/a_x4_compare.png").read_bytes() == b"mine", result
+        assert (tmp_path / "out/a_x4_compare.html").exists()
+        (tmp_path / "out/a_x4_compare.html").unlink()
+    assert batch("a.png", "--compare", "--overwrite").status == 0
+    with Image.open(tmp_path / "out/a_x4_compare.png") as panel:
+        panel.load()
+
+
+def test_an_input_is_not_replaced_by_the_result_of_another(batch, tmp_path):
+    photo(tmp_path / "a.png"), photo(tmp_path / "a_x4.png", (12, 10))
+    mine = (tmp_path / "a_x4.png").read_bytes()
+    result = batch("a.png", "a_x4.png", "--output", ".", "--overwrite")
+    assert result.status == 2 and "is an input of this call too" in result.err, result
+    assert (tmp_path / "a_x4.png").read_bytes() == mine and (tmp_path / "a_x4_x4.png").exists()
+    assert batch("a.png", "a_x4.png", "--output", ".", "--skip-existing").status == 0
+    assert (tmp_path / "a_x4.png").read_bytes() == mine
+    assert batch("a.png", "--output", "a.png", "--overwrite").status == 0  # but by its own, if that is asked for
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (32, 24)
+
+
+def test_an_empty_output_is_refused(batch, tmp_path):
+    photo(tmp_path / "a.png")
+    result = batch("a.png", "--output", "")  # as of a variable that is not set
+    assert result.status == 2 and "is empty" in result.err and names_in(tmp_path) == ["a.png"], result
+
+
 def test_output_that_cannot_be_the_result_is_refused(batch, tmp_path):
     photo(tmp_path / "in/a.png"), photo(tmp_path / "in/b.png")
     for words in (

@@ -1,6 +1,7 @@
 """Pictures as people have them, through test.py: what they are must still be so in the result."""
 
 import re
+import resource
 import struct
 import sys
 import zlib
@@ -620,6 +621,134 @@ def test_hdr_is_named(tmp_path):
     assert "HDR (PQ)" in read_picture(tmp_path / "a.avif").remark
 
 
+def test_the_colours_of_an_avif_go_to_png(upscale, tmp_path, capsys):
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    PHOTOGRAPH.save(tmp_path / "a.avif")
+    data = (tmp_path / "a.avif").read_bytes()
+    (tmp_path / "a.avif").write_bytes(data.replace(b"colrnclx\x00\x01\x00\r", b"colrnclx\x00\x0c\x00\r"))  # Display P3
+    assert dict(deep.png_chunks(upscale("a.avif", "a_x4.png").read_bytes()))[b"cICP"] == bytes([12, 13, 0, 1])
+    upscale("a.avif", "a_x4.jpg", "--format", "jpg")
+    assert "not in the result: what its colours are" in capsys.readouterr().out
+    (tmp_path / "b.avif").write_bytes(data)
+    assert b"cICP" not in dict(deep.png_chunks(upscale("b.avif", "b_x4.png").read_bytes()))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_profile_of_a_jpeg_2000_is_kept(mode, upscale, tmp_path):
+    PHOTOGRAPH.convert(mode).save(tmp_path / "a.jp2")
+    data = (tmp_path / "a.jp2").read_bytes()
+    assert not read_picture(tmp_path / "a.jp2").info.get("icc_profile")
+    profile = profile_of_gray_inks() if mode == "L" else ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    at = data.find(b"colr") - 4
+    box = b"colr\x02\0\0" + profile
+    whole = len(box) + 4 - 15  # how much longer the header becomes
+    start = data.find(b"jp2h") - 4
+    header = (int.from_bytes(data[start : start + 4], "big") + whole).to_bytes(4, "big")
+    mended = data[:start] + header + data[start + 4 : at] + (len(box) + 4).to_bytes(4, "big") + box + data[at + 15 :]
+    (tmp_path / "a.jp2").write_bytes(mended)
+    assert read_picture(tmp_path / "a.jp2").info["icc_profile"] == profile
+    if mode == "RGB":
+        assert Image.open(upscale("a.jp2", "a_x4.png")).info["icc_profile"] == profile
+
+
+@pytest.mark.parametrize("ending", ["jpg", "tif", "png"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_resolution_turns_with_the_picture(ending, orientation, upscale, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[282], exif[283] = orientation, 200.0, 100.0
+    exif.get_ifd(0x8769).update({0xA20E: 2000.0, 0xA20F: 1000.0})
+    PHOTOGRAPH.save(tmp_path / f"a.{ending}", dpi=(200, 100), exif=exif)
+    result = Image.open(upscale(f"a.{ending}", f"a_x4.{'png' if ending == 'jpg' else ending}"))
+    expected = (200, 100) if orientation == 1 else (100, 200)
+    assert np.allclose(result.info["dpi"], expected, rtol=1e-3)
+    assert np.allclose([result.getexif()[tag] for tag in (282, 283)], expected, rtol=1e-3)
+    if ending != "tif":  # of which Pillow writes no details
+        details = result.getexif().get_ifd(0x8769)
+        assert np.allclose([details[tag] for tag in (0xA20E, 0xA20F)], [40.0 * value for value in expected])
+
+
+def test_signed_values_are_refused(tmp_path):
+    import tifffile
+
+    tifffile.imwrite(tmp_path / "a.tif", np.arange(-128, 128, dtype=np.int8).reshape(16, 16), photometric="minisblack")
+    with pytest.raises(utils.ImageError, match="signed"):
+        read_picture(tmp_path / "a.tif")
+    with pytest.raises(utils.ImageError, match="signed"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("ending", [*formats.FORMATS.values()])
+def test_a_full_disk_leaves_what_was_there(ending, tmp_path):
+    """Pillow's encoders of JPEG, BMP and TIFF write by the number of the file, and take a short write for a whole one."""
+    if ending == ".avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    path, noise = tmp_path / f"a{ending}", np.random.default_rng(0).integers(0, 256, (150, 150, 3), np.uint8)
+    path.write_bytes(b"before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, limits[1]))
+    try:
+        with pytest.raises(utils.UserError, match="what was there before is untouched"):
+            formats.write_picture(path, formats.Picture([formats.Frame(noise)]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+    formats.write_picture(path, formats.Picture([formats.Frame(noise)]))
+    assert Image.open(path).size == (150, 150)
+
+
+def test_times_of_a_gif_are_rounded(tmp_path):
+    frames = [formats.Frame(np.full((8, 8, 3), 60 * i, np.uint8), None, ms) for i, ms in enumerate((16, 33, 3, 0))]
+    formats.write_picture(tmp_path / "a.gif", formats.Picture(frames, 4))
+    assert [frame.duration for frame in read_picture(tmp_path / "a.gif").frames] == [20, 30, 10, 0]
+
+
+@pytest.mark.parametrize("matrix", [(1, 0, 0, 1), (-1, 0, 0, 1), (1, 0, 0, -1), (-1, 0, 0, -1), (0, 1, -1, 0), (0, 1, 1, 0)])
+def test_a_mirrored_video_stands_upright(matrix, tmp_path):
+    """As the display matrix of its track says: the column of a pixel points to the first pair, its row to the second."""
+    av = pytest.importorskip("av")
+    image = np.zeros((32, 64, 3), np.uint8)
+    image[:16, :32], image[16:, :32], image[:16, 32:] = (200, 0, 0), (0, 200, 0), (0, 0, 200)
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        video = file.add_stream("libx264", rate=12)
+        video.width, video.height, video.pix_fmt = 64, 32, "yuv420p"
+        file.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        file.mux(video.encode())
+    data = (tmp_path / "a.mp4").read_bytes()
+    usual = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    at = data.find(usual, data.find(b"tkhd"))
+    a, b, c, d = matrix
+    told = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    (tmp_path / "a.mp4").write_bytes(data[:at] + told + data[at + len(told) :])
+    seen = []
+    upscale_video(tmp_path / "a.mp4", tmp_path / "b.mp4", lambda rgb: seen.append(rgb) or rgb)
+    rows, columns = np.mgrid[:32, :64]
+    x, y = a * columns + c * rows, b * columns + d * rows
+    upright = np.zeros((np.ptp(y) + 1, np.ptp(x) + 1, 3), np.uint8)
+    upright[y - y.min(), x - x.min()] = image
+    assert np.abs(seen[0].astype(int) - upright).mean() < 8
+
+
+@pytest.mark.parametrize("frames", [1, 3, 60])
+def test_the_last_frame_of_a_video_is_shown_as_long_as_it_was(frames, tmp_path):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        video = file.add_stream("libx264", rate=10, options={"bf": "0"})
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.codec_context.flags |= 1 << 8  # tells how long a frame is shown
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 4 * i, np.uint8), format="rgb24")
+            frame.pts, frame.duration, frame.time_base = i, 30 if i == frames - 1 else 1, Fraction(1, 10)
+            file.mux(video.encode(frame))
+        file.mux(video.encode())
+    upscale_video(tmp_path / "a.mp4", tmp_path / "b.mp4", lambda rgb: rgb)
+    for name in "ab":
+        with av.open(str(tmp_path / f"{name}.mp4")) as file:
+            stream = file.streams.video[0]
+            assert abs(float(stream.duration * stream.time_base) - (frames - 1) / 10 - 3) < 0.01, name
+            assert [round(10 * f.pts * stream.time_base) for f in file.decode(video=0)] == list(range(frames))
+
+
 def test_gray_video_gets_no_colour(upscale, tmp_path):
     av = pytest.importorskip("av")
     for name, image in (("gray", PHOTOGRAPH.convert("L").convert("RGB")), ("colour", PHOTOGRAPH)):
@@ -797,7 +926,7 @@ def test_words_stay_at_16_bits(upscale, tmp_path, capsys):
         found, said = formats.read_picture(result).info, capsys.readouterr().out
         assert found["xmp"].decode() == upright and found["iptc"] == IPTC and Image.open(result).getexif()[271] == "a phone"
         assert found.get("colours") == (info["colours"] if ending == "png" else None)
-        assert ("gAMA and cHRM" in said and "EXIF but for its words" in said) == (ending == "tif")
+        assert ("gAMA, cHRM" in said and "EXIF but for its words" in said) == (ending == "tif")
 
 
 @pytest.mark.parametrize(
@@ -834,7 +963,7 @@ def test_png_keeps_what_its_colours_mean(upscale, tmp_path, capsys):
     result = dict(deep.png_chunks(upscale("a.png", "a_x4.png").read_bytes()))
     assert {name: result[name] for name in chunks} == chunks and "not in" not in capsys.readouterr().out
     upscale("a.png", "a_x4.jpg", "--format", "jpg")
-    assert "not in the result: gAMA and cHRM" in capsys.readouterr().out
+    assert "not in the result: what its colours are (gAMA, cHRM, cICP)" in capsys.readouterr().out
     PHOTOGRAPH.save(tmp_path / "b.png")
     add_chunk(tmp_path / "b.png", b"sRGB", b"\0")
     add_chunk(tmp_path / "b.png", b"gAMA", struct.pack(">I", 45455))
