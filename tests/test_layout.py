@@ -15,6 +15,7 @@ FLOORS = [
         "pictures.formats",
         "pictures.deep",
         "pictures.video",
+        "pictures.apng",
         "pictures.comparison",
         "pictures.folders",
         "pictures.metadata",
