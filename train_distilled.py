@@ -7,12 +7,13 @@ There is no discriminator and no VGG19, so a step costs a fraction of stage 2's,
 image is a function of networks that stay as they are. Without --sharp it is what the network of stage 1 makes of it, with
 --turns 8 the mean of what it makes of its eight flips and turns. With --sharp it has that network's colours and, in luma,
 --factor times the difference between the network of stage 2 and it, but, with --trust, for what that one gets wrong against
-the HR image; of drawings and pages of one colour the HR image itself is the target. --recipe faithful is for the former,
-shipped for the latter, and photo for the latter on degraded pictures, with the weights for photographs and, by --clean-pair,
-what those for clean pictures make of clean LR images, where the degraded ones are nearly so. The lists in the data folder come
-from create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to results/NAME; the same command with --resume
-goes on with a run. best.pth is chosen on the validation images: by LPIPS if --lpips-backbone is given; otherwise by PSNR
-without --sharp, and with it, since PSNR falls as pictures get sharper, it is that of the last validation.
+the HR image, and without a mesh that repeats from LR pixel to LR pixel; of drawings and pages of one colour the HR image
+itself is the target. --recipe faithful is for the former, shipped for the latter, and photo for the latter on degraded
+pictures, with the weights for photographs and, by --clean-pair, what those for clean pictures make of clean LR images, where
+the degraded ones are nearly so. The lists in the data folder come from create_data_lists.py. Checkpoints go to
+checkpoints/NAME, logs and samples to results/NAME; the same command with --resume goes on with a run. best.pth is chosen on
+the validation images: by LPIPS if --lpips-backbone is given; otherwise by PSNR without --sharp, and with it, since PSNR falls
+as pictures get sharper, it is that of the last validation.
 """
 
 from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, parse_with_recipe, user_errors
@@ -106,6 +107,7 @@ if __name__ == "__main__":  # before the imports that take seconds, so that --he
     args = parse_arguments()
 
 import copy
+import math
 
 import numpy as np
 import torch
@@ -153,12 +155,23 @@ def learnt_from(faithful, sharp, lr_imgs, hr_imgs, args, step):
     return faithful_imgs + difference, faithful_imgs  # Y is one offset of all three channels
 
 
+def repeated(y, scale, sigma=1.5):
+    """What of a luma (N, 1, H, W) is the same in each LR pixel and those around it, but for their brightness: a mesh.
+
+    Of a texture that knows no LR pixels it is a thirtieth of the variance.
+    """
+    parts = F.pixel_unshuffle(y, scale)  # (N, scale^2, h, w): one channel for each place in an LR pixel
+    means = blurred(parts.flatten(0, 1).unsqueeze(1), sigma).view(parts.shape)
+    return F.pixel_shuffle(means - means.mean(1, keepdim=True), scale)
+
+
 def blurred(y, sigma=0.8):
-    """A luma (N, 1, H, W), blurred by a Gaussian: of a wave of 4.3 pixels it leaves half, of one of 2.5 pixels a seventh."""
-    at = torch.arange(-3.0, 4, device=y.device)
+    """A luma (N, 1, H, W), blurred by a Gaussian: with .8, of a wave of 4.3 pixels half is left, of one of 2.5 a seventh."""
+    reach = math.ceil(3.5 * sigma)
+    at = torch.arange(-reach, reach + 1.0, device=y.device)
     kernel = torch.exp(-at.square() / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).to(y)
-    y = F.pad(y, (3, 3, 3, 3), mode="replicate")
+    y = F.pad(y, (reach,) * 4, mode="replicate")
     return F.conv2d(F.conv2d(y, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
 
 
@@ -185,6 +198,8 @@ def target_images(faithful, sharp, lr_imgs, hr_imgs, args, step, clean=True, cle
             better = back_projected(better, clean_lr_imgs[some])
             targets = targets.clone()
             targets[some] = torch.lerp(targets[some], better, share[some])
+    if sharp is not None:  # a mesh is not in the picture, or else HR has it
+        targets = targets - repeated(luma(targets - hr_imgs), args.scale)
     # The colours of gray pictures are known; and what is drawn has nothing to invent, so there the HR image is the target.
     gray = chroma(hr_imgs).abs().amax((1, 2, 3), keepdim=True) < 1e-3
     return torch.where(drawn(hr_imgs), hr_imgs, torch.where(gray, luma(targets), targets)), faithful_imgs

@@ -56,7 +56,13 @@ def test_the_target_of_one_network_is_what_it_makes(teachers, batch):
     assert (small(targets) - 2 * lr_imgs + 1)[0].abs().mean() < 0.5 * (small(made) - 2 * lr_imgs + 1)[0].abs().mean()
 
 
-def test_the_target_of_two_has_the_colours_of_the_faithful_one(teachers, batch):
+@pytest.fixture
+def with_mesh(monkeypatch):
+    """Targets as they are before what repeats in each LR pixel is taken out of them."""
+    monkeypatch.setattr(train_distilled, "repeated", lambda y, scale: torch.zeros_like(y))
+
+
+def test_the_target_of_two_has_the_colours_of_the_faithful_one(teachers, batch, with_mesh):
     args = some_args(factor=1.5)
     with torch.no_grad():
         faithful_imgs, sharp_imgs = (teacher(batch[0]) for teacher in teachers)
@@ -95,7 +101,34 @@ def test_what_the_sharp_one_gets_wrong_is_not_learnt():
     assert train_distilled.trust(hr_imgs, hr_imgs, hr_imgs, 1.0).min() > 0.999  # where both are right
 
 
-def test_the_target_without_trust_is_the_faithful_one(teachers, batch):
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_a_mesh_is_what_each_lr_pixel_repeats(scale):
+    """All of a tile of LR pixels, also where it is confined; none of what is smooth, and little of noise."""
+    tile = torch.randn(1, 1, scale, scale, generator=torch.manual_seed(0))
+    mesh = (tile - tile.mean()).repeat(2, 1, 24, 24)
+    assert torch.allclose(train_distilled.repeated(mesh, scale), mesh, atol=1e-5)
+    half = mesh * (torch.arange(24 * scale) < 12 * scale)
+    found = train_distilled.repeated(half, scale)
+    assert (
+        torch.allclose(found[..., : 6 * scale], mesh[..., : 6 * scale], atol=1e-3)
+        and found[..., 18 * scale :].abs().max() < 1e-3
+    )
+    brightness = F.interpolate(torch.randn(2, 1, 3, 3), (24 * scale, 24 * scale), mode="bicubic")
+    assert train_distilled.repeated(brightness, scale).std() < 0.1 * brightness.std()
+    assert train_distilled.repeated(torch.ones(1, 1, 2 * scale, 3 * scale), scale).abs().max() < 1e-6
+    noise = torch.randn(2, 1, 24 * scale, 24 * scale)
+    assert 0.1 < train_distilled.repeated(noise, scale).std() < 0.25
+
+
+def test_the_target_has_the_mesh_of_hr_alone(teachers, batch):
+    with torch.no_grad():
+        targets, _ = train_distilled.target_images(*teachers, *batch, some_args(factor=2.0), 1, clean=False)
+        plain, _ = train_distilled.target_images(teachers[0], None, *batch, ARGS, 1, clean=False)
+    left, before = (train_distilled.repeated(luma(imgs - batch[1]), 4)[0].std() for imgs in (targets, plain))
+    assert left < 0.3 * before  # the windows at the rim see other neighbours the second time
+
+
+def test_the_target_without_trust_is_the_faithful_one(teachers, batch, with_mesh):
     with torch.no_grad():
         everywhere, nowhere = (
             train_distilled.target_images(*teachers, *batch, some_args(trust=ratio), 1, clean=False)[0] for ratio in (1e6, 1e-6)
