@@ -210,7 +210,10 @@ def _still(image, data, white):
         remark = "; ".join(filter(None, [remark, "--white is for 16 bits, which it has not"]))
     scale_key(image, data)
     gray = image.mode in ("1", "L", "LA", "La")
-    return _frame(upright(image)), gray, 65535, remark
+    frame = _frame(upright(image))
+    if image.format == "TGA" and frame.alpha is not None and not frame.alpha.any():
+        frame.alpha = None  # a fourth byte that nobody filled
+    return frame, gray, 65535, remark
 
 
 def _frame(image) -> Frame:

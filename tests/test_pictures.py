@@ -668,6 +668,16 @@ def test_a_resolution_turns_with_the_picture(ending, orientation, upscale, tmp_p
         assert np.allclose([details[tag] for tag in (0xA20E, 0xA20F)], [40.0 * value for value in expected])
 
 
+def test_the_fourth_byte_of_a_tga_may_be_empty(tmp_path):
+    for alpha, expected in ((0, None), (7, 7)):
+        image = PHOTOGRAPH.convert("RGBA")
+        image.putalpha(alpha)
+        image.save(tmp_path / "a.tga")
+        frame = read_picture(tmp_path / "a.tga").frames[0]
+        assert np.array_equal(frame.rgb, np.asarray(PHOTOGRAPH))
+        assert frame.alpha is None if expected is None else (frame.alpha == expected).all()
+
+
 def test_signed_values_are_refused(tmp_path):
     import tifffile
 
