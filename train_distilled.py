@@ -7,13 +7,13 @@ There is no discriminator and no VGG19, so a step costs a fraction of stage 2's,
 image is a function of networks that stay as they are. Without --sharp it is what the network of stage 1 makes of it, with
 --turns 8 the mean of what it makes of its eight flips and turns. With --sharp it has that network's colours and, in luma,
 --factor times the difference between the network of stage 2 and it, but, with --trust, for what that one gets wrong against
-the HR image, and without a mesh that repeats from LR pixel to LR pixel; of drawings and pages of one colour the HR image
-itself is the target. --recipe faithful is for the former, shipped for the latter, and photo for the latter on degraded
-pictures, with the weights for photographs and, by --clean-pair, what those for clean pictures make of clean LR images, where
-the degraded ones are nearly so. The lists in the data folder come from create_data_lists.py. Checkpoints go to
-checkpoints/NAME, logs and samples to results/NAME; the same command with --resume goes on with a run. best.pth is chosen on
-the validation images: by LPIPS if --lpips-backbone is given; otherwise by PSNR without --sharp, and with it, since PSNR falls
-as pictures get sharper, it is that of the last validation.
+the HR image, and without what is weak beside strong edges and what repeats from LR pixel to LR pixel: echoes and a mesh. Of
+drawings and pages of one colour the HR image itself is the target. --recipe faithful is for the former, shipped for the
+latter, and photo for the latter on degraded pictures, with the weights for photographs and, by --clean-pair, what those for
+clean pictures make of clean LR images, where the degraded ones are nearly so. The lists in the data folder come from
+create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to results/NAME; the same command with --resume
+goes on with a run. best.pth is chosen on the validation images: by LPIPS if --lpips-backbone is given; otherwise by PSNR
+without --sharp, and with it, since PSNR falls as pictures get sharper, it is that of the last validation.
 """
 
 from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, parse_with_recipe, user_errors
@@ -152,7 +152,19 @@ def learnt_from(faithful, sharp, lr_imgs, hr_imgs, args, step):
         difference = args.factor * coarse + args.fine_factor * (difference - coarse)
     if args.trust:
         difference = difference * trust(sharp_imgs, faithful_imgs, hr_imgs, args.trust)
+    difference = without_echoes(difference, luma(faithful_imgs))
     return faithful_imgs + difference, faithful_imgs  # Y is one offset of all three channels
+
+
+def without_echoes(difference, y, share=0.08):
+    """The detail (N, 1, H, W) that is to be added to a luma y, less what is weak beside strong edges: that is their echo.
+
+    Half is left of detail that is `share` times as strong (local rms) as the strongest edge of y within some ten pixels, and
+    of weaker detail less. On the flat ground between edges, as of a brick, it is seen as streaks along them.
+    """
+    edges = F.max_pool2d(local_rms(y - blurred(y, 2.0)), 17, stride=1, padding=8)
+    strong, weak = local_rms(difference).square(), (share * edges).square()
+    return difference * strong / (strong + weak)
 
 
 def repeated(y, scale, sigma=1.5):

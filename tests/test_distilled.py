@@ -41,6 +41,13 @@ def teachers():
     return [for_inference(SRResNet(4, blocks=1, channels=8)) for _ in range(2)]
 
 
+@pytest.fixture
+def whole(monkeypatch):
+    """Targets as they are before echoes and the mesh are taken out of them."""
+    monkeypatch.setattr(train_distilled, "repeated", lambda y, scale: torch.zeros_like(y))
+    monkeypatch.setattr(train_distilled, "without_echoes", lambda difference, y: difference)
+
+
 def small(imgs):
     return F.interpolate(imgs, (8, 8), mode="bicubic", antialias=True)
 
@@ -56,13 +63,7 @@ def test_the_target_of_one_network_is_what_it_makes(teachers, batch):
     assert (small(targets) - 2 * lr_imgs + 1)[0].abs().mean() < 0.5 * (small(made) - 2 * lr_imgs + 1)[0].abs().mean()
 
 
-@pytest.fixture
-def with_mesh(monkeypatch):
-    """Targets as they are before what repeats in each LR pixel is taken out of them."""
-    monkeypatch.setattr(train_distilled, "repeated", lambda y, scale: torch.zeros_like(y))
-
-
-def test_the_target_of_two_has_the_colours_of_the_faithful_one(teachers, batch, with_mesh):
+def test_the_target_of_two_has_the_colours_of_the_faithful_one(teachers, batch, whole):
     args = some_args(factor=1.5)
     with torch.no_grad():
         faithful_imgs, sharp_imgs = (teacher(batch[0]) for teacher in teachers)
@@ -72,7 +73,7 @@ def test_the_target_of_two_has_the_colours_of_the_faithful_one(teachers, batch, 
     assert torch.allclose(luma(targets)[:2], (luma(faithful_imgs) + 1.5 * difference)[:2], atol=1e-6)
 
 
-def test_what_is_fine_has_a_factor_of_its_own(teachers, batch):
+def test_what_is_fine_has_a_factor_of_its_own(teachers, batch, whole):
     """Waves of 8 pixels and of 2.5 pixels are told apart; with equal factors it is as without."""
     waves = {
         length: torch.sin(2 * torch.pi * torch.arange(40) / length).view(1, 1, 1, 40).expand(1, 1, 40, 40)
@@ -120,6 +121,18 @@ def test_a_mesh_is_what_each_lr_pixel_repeats(scale):
     assert 0.1 < train_distilled.repeated(noise, scale).std() < 0.25
 
 
+def test_what_is_weak_beside_strong_edges_is_an_echo_of_them():
+    y = torch.zeros(1, 1, 64, 96)
+    y[..., 10:12] = 1.0  # a bright line, and far from it a flat ground
+    detail = torch.randn(1, 1, 64, 96, generator=torch.manual_seed(0))
+    edge = train_distilled.local_rms(y - train_distilled.blurred(y, 2.0)).max().item()
+    for strength, beside in ((0.01, (0, 0.05)), (0.08, (0.35, 0.65)), (1.0, (0.95, 1))):
+        added = strength * edge * detail
+        left = (train_distilled.without_echoes(added, y) / added)[0, 0]
+        assert beside[0] <= left[:, 12:16].mean() <= beside[1]
+        assert left[:, 40:].min() > 0.999  # as it was, however weak it is
+
+
 def test_the_target_has_the_mesh_of_hr_alone(teachers, batch):
     with torch.no_grad():
         targets, _ = train_distilled.target_images(*teachers, *batch, some_args(factor=2.0), 1, clean=False)
@@ -128,7 +141,7 @@ def test_the_target_has_the_mesh_of_hr_alone(teachers, batch):
     assert left < 0.3 * before  # the windows at the rim see other neighbours the second time
 
 
-def test_the_target_without_trust_is_the_faithful_one(teachers, batch, with_mesh):
+def test_the_target_without_trust_is_the_faithful_one(teachers, batch, whole):
     with torch.no_grad():
         everywhere, nowhere = (
             train_distilled.target_images(*teachers, *batch, some_args(trust=ratio), 1, clean=False)[0] for ratio in (1e6, 1e-6)
