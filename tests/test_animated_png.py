@@ -128,8 +128,8 @@ def test_a_colour_that_stands_for_transparency(tmp_path, kind, bits):
     near[:, 8:16, 0] += 1  # no key, though of 16 bits the same at 8
     chunks = chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))
     path = write(tmp_path / "a.png", kind, [(p, 0, 0, NONE, SOURCE, 40) for p in (pixels, near)], bits, chunks)
-    for frame, _ in read(path):
-        assert (frame[:, :8, 3] == 0).all() and (frame[:, 8:, 3] == 255).mean() > 0.95
+    for (frame, _), p in zip(read(path), (pixels, near), strict=True):
+        assert np.array_equal(frame[..., 3] == 0, (p == key).all(axis=2))
     assert (read(path)[1][0][:, 8:16, 3] == 255).all()
 
 
@@ -154,5 +154,5 @@ def test_a_file_with_fewer_frames_than_it_tells_is_damaged(tmp_path):
     picture = read_picture(path, damaged=True)
     assert len(list(picture.frames)) == 2 and "of its 3 frames 2 could be decoded" in picture.remark
     path = write(tmp_path / "b.png", RGB, [frame, (PHOTOGRAPH, 5, 0, NONE, SOURCE, 30)])
-    with pytest.raises(utils.ImageError, match="frame 2 reaches beyond the picture"):
+    with pytest.raises(utils.ImageError, match="frame 2 reaches beyond the picture|invalid frames"):
         list(read_picture(path).frames)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, environment
 
 
 @pytest.fixture
@@ -73,7 +73,9 @@ def test_a_script_that_refuses_is_a_check_that_failed_and_the_next_one_runs(gpu_
 def test_the_steps_are_those_of_the_shipped_recipe(tmp_path):
     """By the real check, which calls train_step itself: a loss that needs more than it is given would show here."""
     words = [sys.executable, ROOT / "benchmarks" / "gpu_check.py", "--device", "cpu", "--only", "steps"]
-    done = subprocess.run([*words, "--output", tmp_path / "out.json"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [*words, "--output", tmp_path / "out.json"], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert {row["what"][:7] for row in rows} == {"stage 1", "stage 2", "stage 3"} and all(row["holds"] for row in rows)
