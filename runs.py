@@ -38,7 +38,7 @@ WITHOUT_FLAG = {"degradation": "bicubic", "discriminator": "paper", "optimizer":
 
 FILES = {"faithful", "sharp", "clean_pair", "vgg_weights", "lpips_backbone"}  # flags of files, which may be spelled anew
 
-# dB, of half of the pixels wrong by a level. Beyond that a blank page would count more than all photographs, and without end.
+# dB, of two pixels in three wrong by a level. Beyond that a blank page would count more than all photographs, and without end.
 PSNR_LIMIT = 50.0
 
 LOCK = ".lock"  # in the folder of a run's checkpoints, while a process trains

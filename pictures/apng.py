@@ -52,12 +52,14 @@ def parts_of(data):
 
 
 def with_png(part, head, shared, pixels):
+    """The part with its PNG: the head of the file in the part's size, the chunks that all frames share, and its own pixels."""
     head = struct.pack(">2I", part.width, part.height) + head[8:]
     part.png = SIGNATURE + chunk(b"IHDR", head) + shared + chunk(b"IDAT", b"".join(pixels)) + chunk(b"IEND", b"")
     return part
 
 
 def chunk(name, content):
+    """A chunk as it stands in a file, with its length and its check sum."""
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(name)))
 
 

@@ -280,15 +280,15 @@ class _Picture:
     def finish(self):
         """Write what the encoder still has; the last packet, which may be of an earlier frame, tells when the last one ends."""
         packets = self.stream.encode()
-        for last in packets[-1:]:
-            first = packets[0].dts if self.first is None else self.first
+        if packets:
+            last, first = packets[-1], packets[0].dts if self.first is None else self.first
             length = round((self.end - self.start) / last.time_base)
             last.duration = max(last.duration or 0, length - (last.dts - first))
         self._mux(packets)
 
     def _mux(self, packets):
-        for packet in packets[:1]:
-            self.first = packet.dts if self.first is None else self.first
+        if packets and self.first is None:
+            self.first = packets[0].dts
         self.writer.mux(packets)
 
     def _start(self, pixels, frame):
