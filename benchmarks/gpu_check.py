@@ -382,6 +382,7 @@ def check_training(args):
         before = mean_figures(evaluate(for_inference(load_network(SHIPPED[name]), args.device, args.dtype), pairs))
         more = ["--recipe", "shipped", "--init", SHIPPED[name], "--steps", args.steps, "--learning-rate", "1e-4"]
         more += ["--log-every", max(1, args.steps // 2)]
+        more += ["--faithful", SHIPPED["srresnet"]] if stage == 2 else []
         train(stage, words(args, stage, f"training{stage}", *more))
         psnr, fall = logged(f"training{stage}", "validation/psnr")[-1], 0.5 if stage == 1 else 2.0
         what = f"stage {stage}, {args.steps} steps from {SHIPPED[name].name}, validation PSNR"
