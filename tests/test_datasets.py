@@ -251,7 +251,7 @@ def test_a_few_usable_images_of_many_will_do(tmp_path, pack):
     folder = list_of(tmp_path / "data", [position_image(16, 16)] * 57 + [position_image(32, 40)], pack)
     for seed in range(3):
         dataset = SRDataset(folder / "train_images.json", 32, seed)
-        assert all(dataset[k].shape == (3, 32, 32) for k in range(300))
+        assert all(dataset[k].shape == (3, 32, 32) for k in range(0, 300, 4))  # a visit each, or four
         assert dataset.too_small == (57 if pack else 0)
 
 

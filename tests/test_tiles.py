@@ -204,6 +204,6 @@ def test_memory_grows_with_the_output_alone():
         command = [sys.executable, "-c", BOUNDED, str(ROOT), str(height)]
         return float(subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout)
 
-    low, high = megabytes(3 * 430), megabytes(11 * 430)  # enough for the heap's own ups and downs to be small against it
-    output = 16 * 3 * 8 * 430 * 430 / 1e6  # of the further 8 tiles
+    low, high = megabytes(2 * 430), megabytes(8 * 430)  # enough for the heap's own ups and downs to be small against it
+    output = 16 * 3 * 6 * 430 * 430 / 1e6  # of the further 6 tiles
     assert high - low < output * 1.3 + 20
