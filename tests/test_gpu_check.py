@@ -2,11 +2,10 @@
 
 import importlib
 import json
-import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT
 
 
 @pytest.fixture
@@ -70,12 +69,10 @@ def test_a_script_that_refuses_is_a_check_that_failed_and_the_next_one_runs(gpu_
     assert [row["check"] for row in report["rows"]][-1] == "tiles"
 
 
-def test_the_steps_are_those_of_the_shipped_recipe(tmp_path):
+def test_the_steps_are_those_of_the_shipped_recipe(gpu_check, monkeypatch, tmp_path):
     """By the real check, which calls train_step itself: a loss that needs more than it is given would show here."""
-    words = [sys.executable, ROOT / "benchmarks" / "gpu_check.py", "--device", "cpu", "--only", "steps"]
-    done = subprocess.run(
-        [*words, "--output", tmp_path / "out.json"], cwd=tmp_path, env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--device", "cpu", "--only", "steps", "--output", "out.json"])
+    gpu_check.main(gpu_check.parse_arguments())
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert {row["what"][:7] for row in rows} == {"stage 1", "stage 2", "stage 3"} and all(row["holds"] for row in rows)
