@@ -4,13 +4,13 @@ Pillow reads each frame well, as a PNG of its own; all together it loses palette
 """
 
 import struct
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from pictures.deep import PNG_SIGNATURE, all_png_chunks, png_chunk, png_chunks
+
 OF_EACH_FRAME = {b"PLTE", b"tRNS", b"sBIT"}  # chunks of the head without which the pixels of a frame mean nothing
 TO_CLEAR, TO_BEFORE = 1, 2  # what becomes of a frame's place before the next: else it stays
 OVER = 1  # a frame is laid over what is there, or else takes its place
@@ -33,11 +33,11 @@ class Part:
 def parts_of(data):
     """Yield the frames in the bytes of a file, each a `Part`; a picture before the first is no frame of the animation."""
     head, shared, part, pixels = b"", b"", None, []
-    for name, content in all_chunks(data):
+    for name, content in all_png_chunks(data):
         if name == b"IHDR":
             head = content
         elif name in OF_EACH_FRAME:
-            shared += chunk(name, content)
+            shared += png_chunk(name, content)
         elif name == b"fcTL":
             if part:
                 yield with_png(part, head, shared, pixels)
@@ -54,22 +54,10 @@ def parts_of(data):
 def with_png(part, head, shared, pixels):
     """The part with its PNG: the head of the file in the part's size, the chunks that all frames share, and its own pixels."""
     head = struct.pack(">2I", part.width, part.height) + head[8:]
-    part.png = SIGNATURE + chunk(b"IHDR", head) + shared + chunk(b"IDAT", b"".join(pixels)) + chunk(b"IEND", b"")
+    part.png = (
+        PNG_SIGNATURE + png_chunk(b"IHDR", head) + shared + png_chunk(b"IDAT", b"".join(pixels)) + png_chunk(b"IEND", b"")
+    )
     return part
-
-
-def chunk(name, content):
-    """A chunk as it stands in a file, with its length and its check sum."""
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(name)))
-
-
-def all_chunks(data):
-    """The name and the content of each chunk of a PNG; the last may be cut."""
-    at = len(SIGNATURE)
-    while at + 8 <= len(data):
-        (length,), name = struct.unpack(">I", data[at : at + 4]), data[at + 4 : at + 8]
-        yield name, data[at + 8 : at + 8 + length]
-        at += length + 12
 
 
 def composed(data, read):
@@ -77,7 +65,7 @@ def composed(data, read):
 
     `read(png)` gives the pixels of a PNG as (h, w, 4) uint8. Raises ValueError for a file with fewer frames than it tells.
     """
-    head = dict(all_chunks(data))
+    head = dict(png_chunks(data))
     width, height = struct.unpack(">2I", head[b"IHDR"][:8])
     (count,) = struct.unpack(">I", head[b"acTL"][:4])
     canvas, number = np.zeros((height, width, 4), np.uint8), 0

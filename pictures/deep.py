@@ -1,6 +1,7 @@
 """Pixels of 16 bits a channel in PNG and TIFF, which Pillow reads and writes for gray alone."""
 
 import io
+import itertools
 import struct
 import warnings
 import zlib
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 WORD_TAGS = (270, 271, 272, 305, 306, 315, 33432)  # of EXIF: description, make, model, software, date, artist, copyright
 
 
@@ -72,11 +74,21 @@ def _decode_tiff(data):
 
 def png_chunks(data):
     """The chunks of a PNG before its pixels, which tell what these mean: pairs of a name and its content, both bytes."""
-    at = 8
-    while at + 8 <= len(data) and data[at + 4 : at + 8] != b"IDAT":
+    return itertools.takewhile(lambda chunk: chunk[0] != b"IDAT", all_png_chunks(data))
+
+
+def all_png_chunks(data):
+    """The chunks of a PNG, as `png_chunks` gives them; the last may be cut."""
+    at = len(PNG_SIGNATURE)
+    while at + 8 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")
         yield data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
         at += length + 12
+
+
+def png_chunk(name, content):
+    """A chunk as it stands in a PNG, with its length and its check sum."""
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(name)))
 
 
 def declared_white(image, data) -> int:
@@ -186,9 +198,9 @@ def _write_png(file, pixels, info):
     color_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
 
     def chunk(name, data):
-        file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
+        file.write(png_chunk(name, data))
 
-    file.write(b"\x89PNG\r\n\x1a\n")
+    file.write(PNG_SIGNATURE)
     chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0))
     if "sbit" in info:
         chunk(b"sBIT", info["sbit"])

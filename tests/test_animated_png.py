@@ -9,6 +9,7 @@ from PIL import Image
 from skimage import data
 
 import utils
+from pictures.apng import composed
 from pictures.formats import read_picture
 
 PHOTOGRAPH = np.asarray(Image.fromarray(data.astronaut()).resize((40, 32)))
@@ -149,10 +150,15 @@ def test_a_file_with_fewer_frames_than_it_tells_is_damaged(tmp_path):
     path = write(tmp_path / "a.png", RGB, [frame, frame, frame])
     content = path.read_bytes()
     path.write_bytes(content[: content.rfind(b"fcTL") - 4] + chunk(b"IEND", b""))
-    with pytest.raises(utils.ImageError, match="ends after 2 of its 3 frames|Truncated"):
+    with pytest.raises(utils.ImageError, match="Truncated"):  # Pillow, which looks for texts behind the frames
         list(read_picture(path).frames)
+    with pytest.raises(ValueError, match="ends after 2 of its 3 frames"):
+        list(composed(path.read_bytes(), lambda _: np.zeros((32, 40, 4), np.uint8)))
     picture = read_picture(path, damaged=True)
     assert len(list(picture.frames)) == 2 and "of its 3 frames 2 could be decoded" in picture.remark
     path = write(tmp_path / "b.png", RGB, [frame, (PHOTOGRAPH, 5, 0, NONE, SOURCE, 30)])
-    with pytest.raises(utils.ImageError, match="frame 2 reaches beyond the picture|invalid frames"):
+    with pytest.raises(utils.ImageError, match="invalid frames"):  # which Pillow sees before us
         list(read_picture(path).frames)
+    whole = np.dstack([PHOTOGRAPH, np.full((32, 40), 255, np.uint8)])
+    with pytest.raises(ValueError, match="frame 2 reaches beyond the picture"):
+        list(composed(path.read_bytes(), lambda _: whole))
