@@ -65,6 +65,14 @@ def user_errors():
         sys.exit(130)
 
 
+def without_traceback_of_interrupts(kind, error, traceback):
+    """For sys.excepthook. Python ends by the signal afterwards, which shells show as status 130."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """The description as it is written, and after the help of a flag its default, if it has one."""
 
@@ -77,6 +85,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, description):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+
+    def parse_args(self, args=None, namespace=None):
+        sys.excepthook = without_traceback_of_interrupts  # the imports that follow take seconds, and user_errors comes after
+        return super().parse_args(args, namespace)
 
     def error(self, message):
         print(f"error: {message}; see {self.prog} --help", file=sys.stderr)

@@ -5,6 +5,7 @@ import csv
 import importlib
 import json
 import re
+import signal
 import subprocess
 import sys
 
@@ -19,10 +20,10 @@ SCRIPTS = ["create_data_lists", "train_srresnet", "train_srgan", "train_distille
 TRAINING = ["train_srresnet", "train_srgan"]
 
 
-def start(folder, *command):
+def start(folder, *command, **more):
     """A process of its own; those of a test run side by side, since each takes a while to start."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
-    return subprocess.Popen([sys.executable, *map(str, command)], cwd=folder, env=environment(), **pipes)
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=folder, env=environment() | more, **pipes)
 
 
 def test_help_answers_without_importing_torch(tmp_path):
@@ -55,6 +56,15 @@ def test_a_missing_list_ends_with_status_2_and_one_line(tmp_path):
     assert (process.returncode, out) == (2, "")
     assert "no such list" in one_line(err)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_ctrl_c_while_pytorch_is_imported_is_no_fault(tmp_path, name):
+    (tmp_path / f"{name}.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    commands = (["test.py", "photograph.jpg"], ["eval.py", "--test-sets", "Set5"], ["train_srgan.py"])
+    for process in [start(tmp_path, ROOT / script, *flags, PYTHONPATH=str(tmp_path)) for script, *flags in commands]:
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err) == (-signal.SIGINT, "", "interrupted\n")
 
 
 @pytest.mark.parametrize("script", TRAINING)
