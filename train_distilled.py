@@ -7,13 +7,14 @@ There is no discriminator and no VGG19, so a step costs a fraction of stage 2's,
 image is a function of networks that stay as they are. Without --sharp it is what the network of stage 1 makes of it, with
 --turns 8 the mean of what it makes of its eight flips and turns. With --sharp it has that network's colours and, in luma,
 --factor times the difference between the network of stage 2 and it, but, with --trust, for what that one gets wrong against
-the HR image, and without what is weak beside strong edges and what repeats from LR pixel to LR pixel: echoes and a mesh. Of
-drawings and pages of one colour the HR image itself is the target. --recipe faithful is for the former, shipped for the
-latter, and photo for the latter on degraded pictures, with the weights for photographs and, by --clean-pair, what those for
-clean pictures make of clean LR images, where the degraded ones are nearly so. The lists in the data folder come from
-create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to results/NAME; the same command with --resume
-goes on with a run. best.pth is chosen on the validation images: by LPIPS if --lpips-backbone is given; otherwise by PSNR
-without --sharp, and with it, since PSNR falls as pictures get sharper, it is that of the last validation.
+the HR image, and without what repeats from LR pixel to LR pixel: a mesh. Of drawings, pages of one colour and flat ground
+beside strong edges, where echoes would be seen, the HR image itself is the target. --recipe faithful is for the former,
+shipped for the latter, and photo for the latter on degraded pictures, with the weights for photographs and, by
+--clean-pair, what those for clean pictures make of clean LR images, where the degraded ones are nearly so. The lists in the
+data folder come from create_data_lists.py. Checkpoints go to checkpoints/NAME, logs and samples to results/NAME; the same
+command with --resume goes on with a run. best.pth is chosen on the validation images: by LPIPS if --lpips-backbone is
+given; otherwise by PSNR without --sharp, and with it, since PSNR falls as pictures get sharper, it is that of the last
+validation.
 """
 
 from utils import ArgumentParser, add_training_arguments, check_training_arguments, number, parse_with_recipe, user_errors
@@ -30,10 +31,11 @@ FAITHFUL = {
     "steps": 3000,
 }
 SHARP = {
-    "factor": 3.0,
-    "fine_factor": 1.1,
+    "factor": 3.2,
+    "fine_factor": 1.2,
     "trust": 1.3,
     "luma_weight": 40.0,
+    "ground_weight": 20.0,
     "chroma_weight": 100.0,
     "consistency_weight": 500.0,
     "echo_weight": 2500.0,
@@ -53,7 +55,8 @@ SHARP = {
     "steps": 9000,
 }
 # With --clean-pair. The LR image does not tell HR as exactly as a clean one, so what holds SR to it is held less tightly.
-PHOTO = {"degradation": "photo", "factor": 1.6, "fine_factor": None, "chroma_weight": 60.0, "consistency_weight": 50.0}
+PHOTO = {"degradation": "photo", "factor": 2.0, "fine_factor": 0.7, "chroma_weight": 60.0, "consistency_weight": 50.0}
+PHOTO |= {"trust": 0.0, "ground_weight": 5.0, "calm_weight": 5.0}
 PHOTO |= {"gray_share": 0.35, "drawn_share": 0.3, "learning_rate": 4e-4, "steps": 5000}
 RECIPES = {"plain": {}, "faithful": FAITHFUL, "shipped": SHARP, "photo": SHARP | PHOTO}
 
@@ -93,9 +96,16 @@ def parse_arguments(words=None):
     )
     add("--init", metavar="FILE", help="weights to start from (default: --sharp, or else --faithful)")
     add("--luma-weight", type=number(float, 0), default=20.0, help="of the mean absolute error of luma against the target")
+    add(
+        "--ground-weight",
+        type=number(float, 0),
+        default=0.0,
+        help="how many times more it weighs on flat ground beside strong edges, where echoes are seen",
+    )
     add("--chroma-weight", type=number(float, 0), default=20.0, help="of that of Cb and Cr")
     add("--consistency-weight", type=number(float, 0), default=0.0, help="as in train_srgan.py, against the HR image")
     add("--echo-weight", type=number(float, 0), default=0.0, help="as in train_srgan.py")
+    add("--calm-weight", type=number(float, 0), default=0.0, help="of detail that HR lacks, against HR's own")
     add("--mesh-weight", type=number(float, 0), default=0.0, help="as in train_srgan.py")
     add("--excess-weight", type=number(float, 0), default=0.0, help="as in train_srgan.py")
     add("--lpips-backbone", metavar="FILE", help="state dict of AlexNet's features, or imagenet: choose best.pth by LPIPS")
@@ -116,7 +126,7 @@ import torch.nn.functional as F
 from batchnorm import freeze_bn
 from devices import UNSCALED, autocast, descend
 from inference import TURNS, for_inference, turn, turned_back
-from losses import chroma, consistency_loss, echo_loss, excess_error_loss, local_rms, luma, mesh_loss, resize
+from losses import calm_loss, chroma, consistency_loss, echo_loss, excess_error_loss, local_rms, luma, mesh_loss, resize
 from metrics import DIAGNOSTICS, FIGURES, load_lpips
 from models import build_network
 from optimizers import build_optimizer, set_learning_rate
@@ -152,19 +162,18 @@ def learnt_from(faithful, sharp, lr_imgs, hr_imgs, args, step):
         difference = args.factor * coarse + args.fine_factor * (difference - coarse)
     if args.trust:
         difference = difference * trust(sharp_imgs, faithful_imgs, hr_imgs, args.trust)
-    difference = without_echoes(difference, luma(faithful_imgs))
     return faithful_imgs + difference, faithful_imgs  # Y is one offset of all three channels
 
 
-def without_echoes(difference, y, share=0.08):
-    """The detail (N, 1, H, W) that is to be added to a luma y, less what is weak beside strong edges: that is their echo.
+def flat_beside_edges(y, share=0.15):
+    """How flat the ground beside the strong edges of a luma is: (N, 1, H, W) -> the same, from 0 to 1.
 
-    Half is left of detail that is `share` times as strong (local rms) as the strongest edge of y within some ten pixels, and
-    of weaker detail less. On the flat ground between edges, as of a brick, it is seen as streaks along them.
+    It is half where the detail of y is `share` times as strong (local rms) as the strongest edge within some ten pixels, and
+    more where it is weaker. There, as on bricks between their mortar, the faintest echo of the edges is seen as lines.
     """
-    edges = F.max_pool2d(local_rms(y - blurred(y, 2.0)), 17, stride=1, padding=8)
-    strong, weak = local_rms(difference).square(), (share * edges).square()
-    return difference * strong / (strong + weak)
+    strengths = local_rms(y - blurred(y, 2.0))
+    weak, strong = (share * F.max_pool2d(strengths, 17, stride=1, padding=8)).square(), strengths.square()
+    return weak / (weak + strong)
 
 
 def repeated(y, scale, sigma=1.5):
@@ -212,6 +221,7 @@ def target_images(faithful, sharp, lr_imgs, hr_imgs, args, step, clean=True, cle
             targets[some] = torch.lerp(targets[some], better, share[some])
     if sharp is not None:  # a mesh is not in the picture, or else HR has it
         targets = targets - repeated(luma(targets - hr_imgs), args.scale)
+        targets = targets + flat_beside_edges(luma(hr_imgs)) * luma(hr_imgs - targets)
     # The colours of gray pictures are known; and what is drawn has nothing to invent, so there the HR image is the target.
     gray = chroma(hr_imgs).abs().amax((1, 2, 3), keepdim=True) < 1e-3
     return torch.where(drawn(hr_imgs), hr_imgs, torch.where(gray, luma(targets), targets)), faithful_imgs
@@ -264,14 +274,17 @@ def train_step(
     with autocast(lr_imgs.device, dtype):
         sr_imgs = network(lr_imgs)
     sr_imgs = sr_imgs.float()
+    weights = 1 + args.ground_weight * flat_beside_edges(luma(hr_imgs))
     terms = {
-        "luma": args.luma_weight * F.l1_loss(luma(sr_imgs), luma(targets)),
+        "luma": args.luma_weight * (weights * luma(sr_imgs - targets).abs()).mean(),
         "chroma": args.chroma_weight * F.l1_loss(chroma(sr_imgs), chroma(targets)),
     }
     if args.consistency_weight:
         terms["consistency"] = args.consistency_weight * consistency_loss(sr_imgs, hr_imgs, args.scale)
     if args.echo_weight:
         terms["echo"] = args.echo_weight * echo_loss(sr_imgs, hr_imgs, args.scale)
+    if args.calm_weight:
+        terms["calm"] = args.calm_weight * calm_loss(sr_imgs, hr_imgs, args.scale)
     if args.mesh_weight:
         terms["mesh"] = args.mesh_weight * mesh_loss(sr_imgs, hr_imgs, args.scale)
     if args.excess_weight:
@@ -322,7 +335,7 @@ def main(args):
     freeze_bn(network)  # crops of a page of one colour are no sample of pictures
     trained = run.parallel(network)
     step_once = run.guarded(train_step, network, optimizer)
-    terms = ["luma", "chroma", "consistency", "echo", "mesh", "excess"]
+    terms = ["luma", "chroma", "consistency", "echo", "calm", "mesh", "excess"]
     run.start(
         start,
         columns=["learning_rate", "loss", *terms, "gradient_norm"]

@@ -43,9 +43,9 @@ def teachers():
 
 @pytest.fixture
 def whole(monkeypatch):
-    """Targets as they are before echoes and the mesh are taken out of them."""
+    """Targets as they are before the mesh is taken out of them, and echoes beside edges."""
     monkeypatch.setattr(train_distilled, "repeated", lambda y, scale: torch.zeros_like(y))
-    monkeypatch.setattr(train_distilled, "without_echoes", lambda difference, y: difference)
+    monkeypatch.setattr(train_distilled, "flat_beside_edges", torch.zeros_like)
 
 
 def small(imgs):
@@ -121,19 +121,48 @@ def test_a_mesh_is_what_each_lr_pixel_repeats(scale):
     assert 0.1 < train_distilled.repeated(noise, scale).std() < 0.25
 
 
-def test_what_is_weak_beside_strong_edges_is_an_echo_of_them():
+@pytest.mark.parametrize("turned", [False, True])
+def test_flat_ground_is_told_from_texture_and_only_beside_edges(turned):
     y = torch.zeros(1, 1, 64, 96)
-    y[..., 10:12] = 1.0  # a bright line, and far from it a flat ground
-    detail = torch.randn(1, 1, 64, 96, generator=torch.manual_seed(0))
+    y[..., 10:12] = 1.0  # a bright line, and far from it ground of the same kind
     edge = train_distilled.local_rms(y - train_distilled.blurred(y, 2.0)).max().item()
-    for strength, beside in ((0.01, (0, 0.05)), (0.08, (0.35, 0.65)), (1.0, (0.95, 1))):
-        added = strength * edge * detail
-        left = (train_distilled.without_echoes(added, y) / added)[0, 0]
-        assert beside[0] <= left[:, 12:16].mean() <= beside[1]
-        assert left[:, 40:].min() > 0.999  # as it was, however weak it is
+    detail = torch.randn(1, 1, 64, 96, generator=torch.manual_seed(0))
+    detail /= train_distilled.local_rms(detail - train_distilled.blurred(detail, 2.0)).mean()
+    for strength, beside in ((0.01, (0.9, 1)), (0.15, (0.35, 0.65)), (1.0, (0, 0.1))):
+        picture = y + strength * edge * detail
+        flat = train_distilled.flat_beside_edges(picture.mT if turned else picture)
+        flat = flat.mT if turned else flat
+        assert flat.shape == y.shape and beside[0] <= flat[0, 0, :, 18:20].mean() <= beside[1]
+        assert flat[..., 40:].max() < 0.2  # however weak it is: the strongest edge there is its own
+        assert flat[..., 10:12].max() < 0.05
 
 
-def test_the_target_has_the_mesh_of_hr_alone(teachers, batch):
+def test_on_flat_ground_beside_edges_the_target_is_hr_and_weighs_more(teachers, batch, monkeypatch):
+    lr_imgs, hr_imgs = batch[0][:1], batch[1][:1]
+    ground = torch.zeros(1, 1, 32, 32)
+    monkeypatch.setattr(train_distilled, "flat_beside_edges", lambda y: ground)
+    with torch.no_grad():
+        plain, _ = train_distilled.target_images(*teachers, lr_imgs, hr_imgs, ARGS, 1)
+        ground[..., :16] = 1.0
+        targets, _ = train_distilled.target_images(*teachers, lr_imgs, hr_imgs, ARGS, 1)
+    assert torch.allclose(luma(targets)[..., :16], luma(hr_imgs)[..., :16], atol=1e-6)
+    assert torch.equal(targets[..., 16:], plain[..., 16:]) and torch.allclose(chroma(targets), chroma(plain), atol=1e-6)
+    assert luma(plain - hr_imgs).abs().mean() > 0.01
+    torch.manual_seed(1)
+    network, losses = SRResNet(4, 1, 8), []
+    for weight in (0.0, 3.0):
+        args = some_args(ground_weight=weight, luma_weight=1.0)
+        figures = train_distilled.train_step(
+            network, *teachers, torch.optim.SGD(network.parameters(), 0.0), lr_imgs, hr_imgs, args
+        )
+        losses.append(figures["luma"])
+    errors = luma(network(lr_imgs) - targets).abs()
+    assert torch.isclose(losses[0], errors.mean(), rtol=1e-4)
+    assert torch.isclose(losses[1], errors.mean() + 3 * errors[..., :16].mean() / 2, rtol=1e-4)
+
+
+def test_the_target_has_the_mesh_of_hr_alone(teachers, batch, monkeypatch):
+    monkeypatch.setattr(train_distilled, "flat_beside_edges", torch.zeros_like)
     with torch.no_grad():
         targets, _ = train_distilled.target_images(*teachers, *batch, some_args(factor=2.0), 1, clean=False)
         plain, _ = train_distilled.target_images(teachers[0], None, *batch, ARGS, 1, clean=False)
@@ -195,7 +224,7 @@ def test_eight_turns_are_the_self_ensemble_and_fewer_are_a_part_of_it(teachers, 
 
 def test_the_step_is_that_of_its_terms(teachers, batch):
     weights = {"luma_weight": 2.0, "chroma_weight": 3.0, "consistency_weight": 5.0, "echo_weight": 7.0}
-    args = some_args(**weights, mesh_weight=11.0, excess_weight=13.0, factor=0.5)
+    args = some_args(**weights, calm_weight=9.0, mesh_weight=11.0, excess_weight=13.0, factor=0.5)
     torch.manual_seed(1)
     network = SRResNet(4, 1, 8)
     reference = copy.deepcopy(network)
@@ -208,6 +237,7 @@ def test_the_step_is_that_of_its_terms(teachers, batch):
         "chroma": 3 * (chroma(sr_imgs) - chroma(targets)).abs().mean(),
         "consistency": 5 * train_distilled.consistency_loss(sr_imgs, hr_imgs, 4),
         "echo": 7 * train_distilled.echo_loss(sr_imgs, hr_imgs, 4),
+        "calm": 9 * train_distilled.calm_loss(sr_imgs, hr_imgs, 4),
         "mesh": 11 * train_distilled.mesh_loss(sr_imgs, hr_imgs, 4),
         "excess": 13 * train_distilled.excess_error_loss(sr_imgs, hr_imgs, faithful_imgs),
     }

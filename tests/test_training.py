@@ -226,6 +226,15 @@ def test_the_echo_loss_sees_lines_where_hr_has_none():
     assert losses.echo_loss(*twice, 4) == 0 and losses.echo_loss(*twice[::-1], 4) > 0  # too soft is no echo
 
 
+def test_calm_is_no_more_detail_than_hr_has_and_in_proportion():
+    sand = 0.01 * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
+    page, texture = torch.zeros(1, 3, 64, 64), 20 * sand
+    assert losses.calm_loss(page, page, 4) == 0 and losses.calm_loss(0.5 * texture, texture, 4) == 0
+    assert losses.calm_loss(texture + sand, texture, 4) < 0.01 < 0.5 < losses.calm_loss(page + sand, page, 4)
+    assert losses.calm_loss(-texture, texture, 4) == 0  # wherever its lines lie
+    assert torch.isclose(losses.calm_loss(3 * texture, texture, 4), torch.tensor(1.9), rtol=0.1)
+
+
 def test_missing_detail_is_softness_wherever_the_lines_lie():
     texture = torch.zeros(1, 3, 64, 64)
     texture[..., 16:48] = 0.2 * torch.randn(1, 1, 64, 32, generator=torch.Generator().manual_seed(0))
