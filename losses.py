@@ -98,14 +98,16 @@ def echo_loss(sr_imgs, hr_imgs, scale):
     return F.relu(sr - 1.2 * hr).square().mean()
 
 
-def calm_loss(sr_imgs, hr_imgs, scale):
+def calm_loss(sr_imgs, hr_imgs, scale, weights=1):
     """Excess of local detail in proportion to HR's: mean of relu(s_SR - 1.1 s_HR) / (s_HR + one level of 255), s as above.
 
     `echo_loss`, squared, is all for the strong lines beside hard edges; this is as much for faint sand and weave on what is
     smooth. An adversary's texture fades with it, too, where the LR image does not tell whether there is any.
+
+    `weights` (N, 1, 1, 1) are those of the images.
     """
     sr, hr = (local_rms(detail(luma(imgs), scale)) for imgs in (sr_imgs, hr_imgs))
-    return (F.relu(sr - 1.1 * hr) / (hr + 2 / 255)).mean()
+    return (weights * F.relu(sr - 1.1 * hr) / (hr + 2 / 255)).mean()
 
 
 def missing_detail_loss(sr_imgs, hr_imgs, scale):

@@ -56,7 +56,7 @@ SHARP = {
 }
 # With --clean-pair. The LR image does not tell HR as exactly as a clean one, so what holds SR to it is held less tightly.
 PHOTO = {"degradation": "photo", "factor": 2.0, "fine_factor": 0.7, "chroma_weight": 60.0, "consistency_weight": 50.0}
-PHOTO |= {"trust": 0.0, "ground_weight": 5.0, "calm_weight": 5.0}
+PHOTO |= {"trust": 0.0, "ground_weight": 5.0, "calm_weight": 18.0}
 PHOTO |= {"gray_share": 0.35, "drawn_share": 0.3, "learning_rate": 4e-4, "steps": 5000}
 RECIPES = {"plain": {}, "faithful": FAITHFUL, "shipped": SHARP, "photo": SHARP | PHOTO}
 
@@ -211,7 +211,7 @@ def target_images(faithful, sharp, lr_imgs, hr_imgs, args, step, clean=True, cle
     if clean:
         targets = back_projected(targets, lr_imgs)
     elif clean_pair:
-        clean_lr_imgs = ((resize(hr_imgs, lr_imgs.shape[-2:]) + 1) / 2).clamp(0, 1)
+        clean_lr_imgs = made_small(hr_imgs, lr_imgs.shape[-2:])
         share = clean_share(lr_imgs, clean_lr_imgs)
         some = share.flatten() > 0
         if some.any():
@@ -225,6 +225,11 @@ def target_images(faithful, sharp, lr_imgs, hr_imgs, args, step, clean=True, cle
     # The colours of gray pictures are known; and what is drawn has nothing to invent, so there the HR image is the target.
     gray = chroma(hr_imgs).abs().amax((1, 2, 3), keepdim=True) < 1e-3
     return torch.where(drawn(hr_imgs), hr_imgs, torch.where(gray, luma(targets), targets)), faithful_imgs
+
+
+def made_small(hr_imgs, size):
+    """The clean LR images (N, 3, h, w) in [0, 1] of HR images, `size` being (h, w)."""
+    return ((resize(hr_imgs, size) + 1) / 2).clamp(0, 1)
 
 
 def clean_share(lr_imgs, clean_lr_imgs):
@@ -284,7 +289,9 @@ def train_step(
     if args.echo_weight:
         terms["echo"] = args.echo_weight * echo_loss(sr_imgs, hr_imgs, args.scale)
     if args.calm_weight:
-        terms["calm"] = args.calm_weight * calm_loss(sr_imgs, hr_imgs, args.scale)
+        # Of pictures that are hardly degraded the clean pair knows the texture, so they need not be calmed.
+        degraded = 1 - clean_share(lr_imgs, made_small(hr_imgs, lr_imgs.shape[-2:])) if clean_pair else 1
+        terms["calm"] = args.calm_weight * calm_loss(sr_imgs, hr_imgs, args.scale, degraded)
     if args.mesh_weight:
         terms["mesh"] = args.mesh_weight * mesh_loss(sr_imgs, hr_imgs, args.scale)
     if args.excess_weight:

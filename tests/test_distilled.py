@@ -248,6 +248,22 @@ def test_the_step_is_that_of_its_terms(teachers, batch):
         assert torch.allclose(before - 0.1 * before.grad, after, atol=1e-5)
 
 
+def test_what_the_clean_pair_knows_is_not_calmed(teachers, batch):
+    hr_imgs = batch[1][[0, 0, 0]]
+    lr_imgs = train_distilled.made_small(hr_imgs, (8, 8))
+    noise = torch.where(torch.rand(3, 3, 8, 8, generator=torch.manual_seed(0)) < 0.5, -1.0, 1.0)
+    lr_imgs = lr_imgs + noise * torch.tensor([1.0, 3.5, 8.0]).view(3, 1, 1, 1) / 255
+    torch.manual_seed(1)
+    network = SRResNet(4, 1, 8)
+    optimizer = torch.optim.SGD(network.parameters(), 0.0)
+    step = lambda pair: train_distilled.train_step(  # noqa: E731
+        network, *teachers, optimizer, lr_imgs, hr_imgs, some_args(calm_weight=2.0), step=1, clean=False, clean_pair=pair
+    )
+    sr_imgs, weights = network(lr_imgs), torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1)
+    assert torch.isclose(step(teachers)["calm"], 2 * train_distilled.calm_loss(sr_imgs, hr_imgs, 4, weights), rtol=1e-3)
+    assert torch.isclose(step(None)["calm"], 2 * train_distilled.calm_loss(sr_imgs, hr_imgs, 4), rtol=1e-4)
+
+
 @pytest.fixture
 def finished(work, lists):
     """Weights of either stage, and the flags of a small run that learns of them."""

@@ -232,6 +232,11 @@ def test_calm_is_no_more_detail_than_hr_has_and_in_proportion():
     assert losses.calm_loss(page, page, 4) == 0 and losses.calm_loss(0.5 * texture, texture, 4) == 0
     assert losses.calm_loss(texture + sand, texture, 4) < 0.01 < 0.5 < losses.calm_loss(page + sand, page, 4)
     assert losses.calm_loss(-texture, texture, 4) == 0  # wherever its lines lie
+    pair, weights = (
+        (torch.cat([page + sand, page + texture]), torch.zeros(2, 3, 64, 64)),
+        torch.tensor([1.0, 0]).view(2, 1, 1, 1),
+    )
+    assert torch.isclose(losses.calm_loss(*pair, 4, weights), losses.calm_loss(page + sand, page, 4) / 2)
     assert torch.isclose(losses.calm_loss(3 * texture, texture, 4), torch.tensor(1.9), rtol=0.1)
 
 
