@@ -279,7 +279,7 @@ def train_step(
     with autocast(lr_imgs.device, dtype):
         sr_imgs = network(lr_imgs)
     sr_imgs = sr_imgs.float()
-    weights = 1 + args.ground_weight * flat_beside_edges(luma(hr_imgs))
+    weights = 1 + args.ground_weight * flat_beside_edges(luma(hr_imgs)) if args.ground_weight else 1
     terms = {
         "luma": args.luma_weight * (weights * luma(sr_imgs - targets).abs()).mean(),
         "chroma": args.chroma_weight * F.l1_loss(chroma(sr_imgs), chroma(targets)),
