@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import ArgumentParser, UserError, user_errors
 
 TERMS = ["content", "adversarial", "texture", "pixel", "luma", "chroma", "consistency", "echo", "detail", "calm", "mesh"]
-TERMS += ["excess"] + ["colour", "grid", "ldl"]  # the latter in old logs alone
+TERMS += ["excess", "colour", "grid", "ldl"]  # the last three in old logs alone
 ARTIFACTS = ("chroma", "consistency", "echo", "gray", "colour_shift")
 # Each plot is drawn if a run has one of its columns: (title, columns, whether on a scale of logarithms).
 PLOTS = [
